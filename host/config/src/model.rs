@@ -1,0 +1,399 @@
+//! The configuration as types. Doc comments here are what an operator reads in
+//! `docs/configuration.md`; defaults stand in the `Default` implementations alone.
+
+use crate::Secret;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+/// The whole file. Everything but `version` and `cluster` may be left out; a process runs
+/// what has a section: `[auth]`, `[proxy]`, and the agent's `[services]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Version of this file format: 1.
+    pub version: u32,
+    /// The cluster's name: DNS labels joined by dots, at most 200 bytes. Names of resources end with it
+    /// (`web-1.ssh.<cluster>`), so it can't be changed later.
+    pub cluster: String,
+    /// Where keys, certificates, the audit spool and Auth's database are kept. Made with mode 0700;
+    /// refused when others can enter it.
+    #[serde(default = "default_data_dir")]
+    #[schemars(extend("format" = "path"))]
+    pub data_dir: PathBuf,
+    /// How long SIGTERM waits for live sessions to end before it cuts them off.
+    #[serde(default = "default_shutdown_timeout", with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub shutdown_timeout: Duration,
+    /// What the process says about its work.
+    #[serde(default)]
+    pub log: Log,
+    /// Health, metrics and `posternd status`.
+    #[serde(default)]
+    pub diag: Diag,
+    /// Runs the Auth Service in this process.
+    pub auth: Option<Auth>,
+    /// Runs the Proxy Service in this process.
+    pub proxy: Option<Proxy>,
+    /// What all services of this host have in common. Needed where there are services, unless `[proxy]`
+    /// is in the same file: then the agent dials that proxy's `listen` address.
+    pub agent: Option<Agent>,
+    /// The services of this agent, by name (a DNS label).
+    #[serde(default)]
+    #[schemars(extend("x-name" = "name"))]
+    pub services: BTreeMap<String, Service>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,postern_tunnel=debug`.
+    pub level: String,
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[diag]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Diag {
+    /// Where `/healthz`, `/readyz` and `/metrics` are served: `unix:/path` or `host:port`. Nobody has to log in
+    /// there: keep a TCP address on loopback. Default: `unix:<data_dir>/posternd.sock`.
+    #[schemars(extend("format" = "address", "x-default" = "unix:<data_dir>/posternd.sock"))]
+    pub listen: String,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Where the Auth Service listens for proxies (`host:port`). Agents and users reach it through the proxy.
+    #[schemars(extend("format" = "host:port"))]
+    pub listen: String,
+    /// How long certificates of agents and proxies live. They are renewed at half of it.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub cert_ttl: Duration,
+    /// How long after its expiry a certificate may still be renewed with the host key, for hosts that slept.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub rejoin_window: Duration,
+}
+
+/// `[proxy]`
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    /// The one public port (`host:port`), for agents, users and browsers alike.
+    #[serde(default = "default_proxy_listen")]
+    #[schemars(extend("format" = "host:port"))]
+    pub listen: String,
+    /// What users and agents dial (`host:port`); it appears in links and profiles.
+    #[schemars(extend("format" = "host:port"))]
+    pub public_addr: String,
+    /// The Auth Service's address (`host:port`). Needed where `[auth]` is in another process.
+    #[schemars(extend("format" = "host:port"))]
+    pub auth_server: Option<String>,
+    /// The publicly valid web certificate. Without it the cluster issues one, which only those who
+    /// know `ca_pin` can check.
+    pub tls: Option<CertFiles>,
+    /// How the proxy joins an Auth Service in another process (a token of kind `proxy`).
+    pub join_params: Option<JoinParams>,
+    /// SHA-256 of the host CA's public key, `sha256:<64 hex digits>`; several while it rotates.
+    #[serde(default)]
+    pub ca_pin: Vec<String>,
+}
+
+/// A certificate with its key, as PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertFiles {
+    /// The certificate, followed by its intermediates.
+    #[schemars(extend("format" = "path"))]
+    pub cert_file: PathBuf,
+    /// Its private key.
+    #[schemars(extend("format" = "path"))]
+    pub key_file: PathBuf,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agent {
+    /// The Proxy Service's public address (`host:port`). Default: the `[proxy]` of the same file.
+    #[schemars(extend("format" = "host:port", "x-default" = "the `[proxy]` of this file"))]
+    pub proxy: String,
+    /// SHA-256 of the host CA's public key, `sha256:<64 hex digits>`; several while it rotates. Without
+    /// a pin the CA is fetched once over the proxy's HTTPS and kept, which trusts the proxy that once.
+    pub ca_pin: Vec<String>,
+    /// How this host's services join. Only needed for kinds and names that the host was not granted before.
+    pub join_params: Option<JoinParams>,
+    /// How the tunnel is dialled: `ssh` straight to the proxy's port, `tls` for SSH inside TLS where only TLS
+    /// gets out, `auto` for the first that works.
+    pub transport: Transport,
+    /// When Auth is away: `best-effort` serves from the cached roles and locks, `strict` refuses sessions once
+    /// they are older than 5 minutes.
+    pub lock_mode: LockMode,
+    /// Idle data connections kept ready per service, so that a session opens without a handshake.
+    #[schemars(range(min = 0, max = 64))]
+    pub warm_connections: u32,
+    /// How long the sessions of a removed or changed service may go on.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub drain_timeout: Duration,
+    /// Where built-in plugins are looked for first. Otherwise: `plugins` beside the program, then
+    /// `/usr/lib/postern/plugins`.
+    #[schemars(extend("format" = "path"))]
+    pub plugin_dir: Option<PathBuf>,
+}
+
+/// How the agent's tunnels reach the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Transport {
+    #[default]
+    Auto,
+    Ssh,
+    Tls,
+}
+
+/// What an agent does while Auth is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum LockMode {
+    #[default]
+    BestEffort,
+    Strict,
+}
+
+/// How a host proves that it may join.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum JoinParams {
+    /// A join token made by `postern tokens create`.
+    Token {
+        /// The token itself. Prefer `token_file`: configuration files get copied around.
+        token: Option<Secret>,
+        /// A file that holds the token alone; read at each attempt, watched for changes.
+        #[schemars(extend("format" = "path"))]
+        token_file: Option<PathBuf>,
+    },
+}
+
+/// `[services.<name>]`
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// `false` drains the service as if it were removed, but keeps its settings here.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// The name of a built-in plugin (`ssh`, `tcp`), or the path of a WebAssembly component.
+    pub plugin: String,
+    /// The kind that the resources get: a DNS label; `auth`, `proxy` and `web` are reserved.
+    /// Default: what the plugin says.
+    #[schemars(extend("x-default" = "what the plugin says"))]
+    pub kind: Option<String>,
+    /// The SHA-256 that the plugin file must have, in hex. Without it any file at that path is loaded.
+    pub sha256: Option<String>,
+    /// Settings of the plugin, checked by the plugin.
+    #[serde(default)]
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
+    pub settings: toml::Table,
+    /// What the plugin may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How this service joins, where it differs from `[agent]`.
+    pub join_params: Option<JoinParams>,
+    /// What users reach through this service.
+    #[serde(default)]
+    pub resources: Vec<Resource>,
+    /// For plugins that serve SSH.
+    #[serde(default)]
+    pub ssh: SshOptions,
+}
+
+/// `[services.<name>.limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Memory of one plugin instance (one connection), in MiB.
+    #[schemars(range(min = 1, max = 4096))]
+    pub memory_mb: u32,
+    /// CPU time of one call into the plugin, in milliseconds.
+    #[schemars(range(min = 1, max = 60_000))]
+    pub cpu_ms_per_call: u32,
+    /// Sessions of this service at the same time; more are refused.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_sessions: u32,
+}
+
+/// `[[services.<name>.resources]]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resource {
+    /// A DNS label, unique per kind in the cluster.
+    pub name: String,
+    /// What roles select by, e.g. `{ env = "prod" }`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether the proxy passes clients on that have not authenticated with it first (they still have to with
+    /// the agent). Default: `true` for kind `kubernetes`, else `false`.
+    #[schemars(extend("x-default" = "by kind"))]
+    pub direct: Option<bool>,
+    /// What the agent dials: `host:port` or `unix:/path`. Not for SSH, which this host serves itself.
+    #[schemars(extend("format" = "address"))]
+    pub address: Option<String>,
+    /// TLS towards `address`. Not read from the file yet: a key that did nothing would be a trap.
+    #[serde(skip)]
+    pub tls: Option<UpstreamTls>,
+}
+
+/// How the agent verifies the server behind a resource.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UpstreamTls {
+    /// CAs that may have issued its certificate. Default: the cluster's `db-server` CA.
+    pub ca_file: Option<PathBuf>,
+    /// The name in its certificate. Default: the host in `address`.
+    pub server_name: Option<String>,
+}
+
+/// `[services.<name>.ssh]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SshOptions {
+    /// Allows sessions as the user that the agent itself runs as, who can read the agent's keys.
+    pub allow_same_user: bool,
+    /// Names (with `*` and `?`) of environment variables that a client may set.
+    pub accept_env: Vec<String>,
+    /// The program behind `sftp` and `scp`.
+    #[schemars(extend("format" = "path"))]
+    pub sftp_server: PathBuf,
+    /// Allows forwarding at all; the roles decide further.
+    pub port_forwarding: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth {
+            listen: "127.0.0.1:3025".into(),
+            cert_ttl: Duration::from_secs(24 * 3600),
+            rejoin_window: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Agent {
+            proxy: String::new(),
+            ca_pin: Vec::new(),
+            join_params: None,
+            transport: Transport::Auto,
+            lock_mode: LockMode::BestEffort,
+            warm_connections: 1,
+            drain_timeout: Duration::from_secs(3600),
+            plugin_dir: None,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { memory_mb: 32, cpu_ms_per_call: 200, max_sessions: 4096 }
+    }
+}
+
+impl Default for SshOptions {
+    fn default() -> Self {
+        SshOptions {
+            allow_same_user: false,
+            accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"].map(String::from).to_vec(),
+            sftp_server: "/usr/lib/openssh/sftp-server".into(),
+            port_forwarding: true,
+        }
+    }
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Service {
+            enabled: true,
+            plugin: String::new(),
+            kind: None,
+            sha256: None,
+            settings: toml::Table::new(),
+            limits: Limits::default(),
+            join_params: None,
+            resources: Vec::new(),
+            ssh: SshOptions::default(),
+        }
+    }
+}
+
+impl Service {
+    /// Whether `plugin` is a file of the operator's rather than a built-in name.
+    pub fn plugin_is_path(&self) -> bool {
+        self.plugin.contains('/') || self.plugin.ends_with(".wasm")
+    }
+
+    /// The plugin's settings as JSON, which is what plugins read. TOML's dates become strings.
+    pub fn settings_json(&self) -> String {
+        json_of(&toml::Value::Table(self.settings.clone())).to_string()
+    }
+
+    /// This service's own way to join, else the agent's.
+    pub fn join_params<'a>(&'a self, agent: &'a Agent) -> Option<&'a JoinParams> {
+        self.join_params.as_ref().or(agent.join_params.as_ref())
+    }
+}
+
+fn json_of(value: &toml::Value) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match value {
+        toml::Value::String(s) => Json::from(s.as_str()),
+        toml::Value::Integer(n) => Json::from(*n),
+        // NaN and infinity have no JSON; validation refuses them before this.
+        toml::Value::Float(x) => Json::from(*x),
+        toml::Value::Boolean(b) => Json::from(*b),
+        toml::Value::Datetime(t) => Json::from(t.to_string()),
+        toml::Value::Array(items) => items.iter().map(json_of).collect(),
+        toml::Value::Table(table) => {
+            Json::Object(table.iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
+        }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/postern".into()
+}
+
+fn default_shutdown_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn default_proxy_listen() -> String {
+    "0.0.0.0:443".into()
+}
+
+fn yes() -> bool {
+    true
+}
