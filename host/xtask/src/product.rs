@@ -1,0 +1,125 @@
+//! What is shipped: the two programs, and the plugins beside them.
+
+use crate::{paths, setup, sh};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+/// Which optimisation the programs are built with; plugins are always built for release.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+impl Profile {
+    /// Where cargo puts the programs.
+    pub fn dir(self) -> PathBuf {
+        paths::target().join(match self {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct PluginArgs {
+    /// Put them beside the release binaries instead of the debug ones
+    #[arg(long)]
+    release: bool,
+}
+
+/// `cargo xtask plugins`
+pub fn plugins_command(args: PluginArgs) -> Result<()> {
+    plugins(if args.release {
+        Profile::Release
+    } else {
+        Profile::Dev
+    })
+}
+
+/// Builds `posternd` and `postern`.
+pub fn binaries(profile: Profile) -> Result<()> {
+    let mut build = sh::cargo(&["build", "--workspace", "--bins"]);
+    if profile == Profile::Release {
+        // Only what is measured: the workspace's other programs would be compiled a second time for nothing.
+        build = sh::cargo(&["build", "--release", "-p", "posternd", "-p", "postern"]);
+    }
+    sh::run(&mut build)
+}
+
+/// Where the plugins are built, and where those for tests are kept.
+fn plugin_target() -> PathBuf {
+    paths::target().join("plugins")
+}
+
+/// Builds the plugins of `plugins/` and copies them where `posternd` looks: `plugins/NAME.wasm` beside itself.
+/// Those that only tests use (their crates are named `testing-…`) go to `plugins/testing`.
+pub fn plugins(profile: Profile) -> Result<()> {
+    setup::wasm_target()?;
+    let mut build = sh::cargo(&[
+        "build",
+        "--workspace",
+        "--release",
+        "--target",
+        "wasm32-wasip2",
+    ]);
+    build
+        .arg("--manifest-path")
+        .arg(paths::root().join("plugins/Cargo.toml"));
+    sh::run(build.env("CARGO_TARGET_DIR", plugin_target()))?;
+    let built = plugin_target().join("wasm32-wasip2/release");
+    let into = profile.dir().join("plugins");
+    let listed = std::fs::read_dir(&built)
+        .with_context(|| format!("nothing was built in {}", built.display()))?;
+    for file in listed
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "wasm"))
+    {
+        let (testing, name) = shipped_name(&file);
+        let dir = if testing {
+            into.join("testing")
+        } else {
+            into.clone()
+        };
+        put(&file, &dir.join(format!("{name}.wasm")))?;
+    }
+    Ok(())
+}
+
+/// `postern_plugin_ssh.wasm` is shipped as `ssh`.
+fn shipped_name(file: &Path) -> (bool, String) {
+    let stem = file
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .replace('_', "-");
+    let stem = ["postern-plugin-", "postern-", "plugin-"]
+        .iter()
+        .find_map(|p| stem.strip_prefix(p))
+        .unwrap_or(&stem);
+    match stem
+        .strip_prefix("testing-")
+        .or_else(|| stem.strip_prefix("test-"))
+    {
+        Some(rest) => (true, rest.to_string()),
+        None => (false, stem.to_string()),
+    }
+}
+
+/// Copies when the content differs, by rename: a running agent watches these files.
+fn put(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let content = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let dir = to.parent().context("no parent")?;
+    std::fs::create_dir_all(dir)?;
+    // The agent refuses plugins that others may write.
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+    let fresh = to.with_extension("new");
+    std::fs::write(&fresh, content)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o644))?;
+    std::fs::rename(&fresh, to).with_context(|| format!("cannot put {}", to.display()))
+}

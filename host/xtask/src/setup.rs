@@ -1,0 +1,29 @@
+//! What the other commands need on a fresh Debian 12 machine with Rust: installed where that is possible without a
+//! question, else named together with the command that installs it. Everything checks first, so a second run is instant.
+
+mod ansible;
+mod debian;
+mod tools;
+mod wasm;
+
+pub use ansible::ansible;
+pub use debian::{Package, debian};
+pub use tools::{cargo_deny, cargo_fuzz, nextest};
+pub use wasm::wasm_target;
+
+use anyhow::Result;
+
+/// `cargo xtask setup`: all of it.
+pub fn everything() -> Result<()> {
+    crate::sh::phase("setup");
+    debian(Package::ALL)?;
+    wasm_target()?;
+    for (name, path) in [("cargo-deny", cargo_deny()?), ("ansible", ansible()?)] {
+        eprintln!("  {name}: {}", path.display());
+    }
+    match nextest()? {
+        Some(path) => eprintln!("  cargo-nextest: {}", path.display()),
+        None => eprintln!("  cargo-nextest: could not be had; `cargo test` is used instead"),
+    }
+    Ok(())
+}
