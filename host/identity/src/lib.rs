@@ -2,10 +2,14 @@
 //! certificates they sign (design D1, D2). Pure computation plus the files that
 //! hold secrets; no network I/O.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 mod ca;
 mod hostkey;
 mod names;
 mod peer;
+mod pem;
 mod pin;
 mod servicekeys;
 mod ssh;
@@ -13,11 +17,16 @@ pub mod store;
 pub mod tls;
 mod trust;
 
-pub use ca::{Ca, CaKind, Validity};
+pub use ca::{Ca, CaError, CaKind, Validity};
 pub use hostkey::{HostKey, host_id_of, verify_host_signature};
-pub use names::{NameError, ResourceId, auth_dns, check_cluster_name, check_label, proxy_dns, spiffe_user};
+pub use names::{
+    NameError, ResourceId, auth_dns, check_cluster_name, check_dns_name, check_host_id,
+    check_label, check_user_name, proxy_dns, spiffe_agent, spiffe_user,
+};
 pub use peer::{AgentCertInfo, AgentIdentity, Peer, PeerError, UserIdentity};
-pub use pin::CaPin;
+pub use pin::{CaPin, PinError};
 pub use servicekeys::ServiceKeys;
 pub use ssh::{CertRejected, verify_agent_cert, verify_host_cert, verify_user_cert};
+pub use store::StoreError;
+pub use tls::{TlsError, TlsIdentity};
 pub use trust::{CaPublic, TrustBundle};
