@@ -57,7 +57,10 @@ impl Address {
                 } else {
                     IpAddr::V4(Ipv4Addr::LOCALHOST)
                 };
-                Address::Tcp { host: loopback.to_string(), port: *port }
+                Address::Tcp {
+                    host: loopback.to_string(),
+                    port: *port,
+                }
             }
             other => other.clone(),
         }
@@ -78,10 +81,15 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(value: &str) -> Result<Self, AddressError> {
-        let bad = |why| AddressError { value: value.to_owned(), why };
+        let bad = |why| AddressError {
+            value: value.to_owned(),
+            why,
+        };
         if let Some(path) = value.strip_prefix("unix:") {
             if !path.starts_with('/') {
-                return Err(bad("a Unix socket needs an absolute path, as in unix:/run/app.sock"));
+                return Err(bad(
+                    "a Unix socket needs an absolute path, as in unix:/run/app.sock",
+                ));
             }
             // sun_path of Linux: 108 bytes with the final zero.
             if path.len() > 107 {
@@ -100,9 +108,14 @@ impl FromStr for Address {
             return Err(bad("the port is not a number from 0 to 65535"));
         };
         if let Some(inner) = host.strip_prefix('[') {
-            let ip = inner.strip_suffix(']').and_then(|ip| ip.parse::<Ipv6Addr>().ok());
+            let ip = inner
+                .strip_suffix(']')
+                .and_then(|ip| ip.parse::<Ipv6Addr>().ok());
             let ip = ip.ok_or_else(|| bad("what is in brackets is no IPv6 address"))?;
-            return Ok(Address::Tcp { host: ip.to_string(), port });
+            return Ok(Address::Tcp {
+                host: ip.to_string(),
+                port,
+            });
         }
         if host.contains(':') {
             return Err(bad("an IPv6 address needs brackets, as in [::1]:443"));
@@ -110,7 +123,10 @@ impl FromStr for Address {
         if !is_host(host) {
             return Err(bad("the host is neither an IP address nor a DNS name"));
         }
-        Ok(Address::Tcp { host: host.to_owned(), port })
+        Ok(Address::Tcp {
+            host: host.to_owned(),
+            port,
+        })
     }
 }
 
@@ -123,12 +139,16 @@ fn is_host(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let numeric_end =
-        host.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    let numeric_end = host
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
     host.len() <= 253 && host.split('.').all(label) && !numeric_end
 }
 
@@ -138,7 +158,13 @@ mod tests {
 
     #[test]
     fn good_addresses_are_shown_as_written() {
-        for text in ["127.0.0.1:443", "proxy.example.com:3080", "[::1]:22", "unix:/run/x.sock", "a_b:0"] {
+        for text in [
+            "127.0.0.1:443",
+            "proxy.example.com:3080",
+            "[::1]:22",
+            "unix:/run/x.sock",
+            "a_b:0",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }

@@ -46,8 +46,14 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::ServiceAdded { name } => write!(f, "+ service {name}"),
-            Change::ServiceRemoved { name, disabled: false } => write!(f, "- service {name}"),
-            Change::ServiceRemoved { name, disabled: true } => {
+            Change::ServiceRemoved {
+                name,
+                disabled: false,
+            } => write!(f, "- service {name}"),
+            Change::ServiceRemoved {
+                name,
+                disabled: true,
+            } => {
                 write!(f, "- service {name} (disabled)")
             }
             Change::ServiceChanged { name, what } => {
@@ -76,7 +82,11 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     restart("version", vec![], old.version != new.version);
     restart("cluster", vec![], old.cluster != new.cluster);
     restart("data_dir", vec![], old.data_dir != new.data_dir);
-    restart("shutdown_timeout", vec![], old.shutdown_timeout != new.shutdown_timeout);
+    restart(
+        "shutdown_timeout",
+        vec![],
+        old.shutdown_timeout != new.shutdown_timeout,
+    );
     restart("diag", vec!["listen"], old.diag != new.diag);
     let auth = match (&old.auth, &new.auth) {
         (Some(a), Some(b)) => changed(&[
@@ -104,7 +114,10 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     }
     // An agent without services does nothing: its coming and going needs no restart.
     let nobody = Agent::default();
-    let what = agent(old.agent.as_ref().unwrap_or(&nobody), new.agent.as_ref().unwrap_or(&nobody));
+    let what = agent(
+        old.agent.as_ref().unwrap_or(&nobody),
+        new.agent.as_ref().unwrap_or(&nobody),
+    );
     if !what.is_empty() {
         out.push(Change::AgentChanged { what });
     }
@@ -127,12 +140,16 @@ fn services(
         let change = match (on(old, name), on(new, name)) {
             (None, None) => continue,
             (None, Some(_)) => Change::ServiceAdded { name: name.clone() },
-            (Some(_), None) => {
-                Change::ServiceRemoved { name: name.clone(), disabled: new.contains_key(name) }
-            }
+            (Some(_), None) => Change::ServiceRemoved {
+                name: name.clone(),
+                disabled: new.contains_key(name),
+            },
             (Some(a), Some(b)) => match service(a, b) {
                 what if what.is_empty() => continue,
-                what => Change::ServiceChanged { name: name.clone(), what },
+                what => Change::ServiceChanged {
+                    name: name.clone(),
+                    what,
+                },
             },
         };
         out.push(change);
@@ -154,11 +171,16 @@ fn agent(a: &Agent, b: &Agent) -> Vec<&'static str> {
 
 fn service(a: &Service, b: &Service) -> Vec<&'static str> {
     let by_name = |service: &'_ Service| -> BTreeMap<String, Resource> {
-        service.resources.iter().map(|r| (r.name.clone(), r.clone())).collect()
+        service
+            .resources
+            .iter()
+            .map(|r| (r.name.clone(), r.clone()))
+            .collect()
     };
     let (old, new) = (by_name(a), by_name(b));
     let same = |part: fn(&Resource, &Resource) -> bool| {
-        old.iter().all(|(name, resource)| new.get(name).is_none_or(|other| part(resource, other)))
+        old.iter()
+            .all(|(name, resource)| new.get(name).is_none_or(|other| part(resource, other)))
     };
     changed(&[
         ("plugin", a.plugin == b.plugin),
@@ -171,12 +193,19 @@ fn service(a: &Service, b: &Service) -> Vec<&'static str> {
         ("resources", old.keys().eq(new.keys())),
         ("labels", same(|x, y| x.labels == y.labels)),
         ("direct", same(|x, y| x.direct == y.direct)),
-        ("address", same(|x, y| x.address == y.address && x.tls == y.tls)),
+        (
+            "address",
+            same(|x, y| x.address == y.address && x.tls == y.tls),
+        ),
     ])
 }
 
 fn changed(parts: &[(&'static str, bool)]) -> Vec<&'static str> {
-    parts.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect()
+    parts
+        .iter()
+        .filter(|(_, same)| !same)
+        .map(|(name, _)| *name)
+        .collect()
 }
 
 #[cfg(test)]

@@ -33,8 +33,14 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn one(file: impl Into<PathBuf>, message: impl Into<String>) -> Self {
-        let diagnostic = Diagnostic { file: file.into(), place: None, message: message.into() };
-        ConfigError { diagnostics: vec![diagnostic] }
+        let diagnostic = Diagnostic {
+            file: file.into(),
+            place: None,
+            message: message.into(),
+        };
+        ConfigError {
+            diagnostics: vec![diagnostic],
+        }
     }
 }
 

@@ -61,7 +61,11 @@ fn dotted(path: &[Seg]) -> String {
     });
     let quoted = keys.map(|key| {
         let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if !key.is_empty() && key.chars().all(bare) { key.clone() } else { format!("{key:?}") }
+        if !key.is_empty() && key.chars().all(bare) {
+            key.clone()
+        } else {
+            format!("{key:?}")
+        }
     });
     quoted.collect::<Vec<_>>().join(".")
 }

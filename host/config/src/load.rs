@@ -40,10 +40,18 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     for file in files {
         match read(&file) {
             Ok(text) => texts.push(Source { path: file, text }),
-            Err(message) => diagnostics.push(Diagnostic { file, place: None, message }),
+            Err(message) => diagnostics.push(Diagnostic {
+                file,
+                place: None,
+                message,
+            }),
         }
     }
-    if diagnostics.is_empty() { build(&texts) } else { Err(ConfigError { diagnostics }) }
+    if diagnostics.is_empty() {
+        build(&texts)
+    } else {
+        Err(ConfigError { diagnostics })
+    }
 }
 
 /// Reads one text as if it stood in the file `origin`, without a `conf.d`.
@@ -51,7 +59,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, origin: &Path) -> Result<Config, ConfigError> {
-    build(&[Source { path: origin.into(), text: Zeroizing::new(text.to_owned()) }])
+    build(&[Source {
+        path: origin.into(),
+        text: Zeroizing::new(text.to_owned()),
+    }])
 }
 
 /// The files that [`load`] reads, `path` first.
@@ -64,7 +75,9 @@ pub fn sources(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let listed = std::fs::read_dir(&dir).and_then(|entries| {
         for entry in entries {
             let file = entry?.path();
-            let hidden = file.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+            let hidden = file
+                .file_name()
+                .is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
             if !hidden && file.extension().is_some_and(|e| e == "toml") {
                 files.push(file);
             }
@@ -111,7 +124,10 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             // Never toml's own rendering: it quotes the line, which may hold a token.
             let offset = error.span().map_or(0, |span| span.start);
             let message = format!("not valid TOML: {}", error.message().trim());
-            walk.findings.push(Finding { place: Place { file, offset }, message });
+            walk.findings.push(Finding {
+                place: Place { file, offset },
+                message,
+            });
         }
         if errors.is_empty() {
             let mut table = parsed.into_inner();
@@ -119,8 +135,13 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             if let Some(version) = version.filter(|v| *v != 1) {
                 // The keys of another version would only give misleading errors.
                 let offset = key_offset(&table, "version");
-                let message = format!("version {version} of the configuration is not understood by this posternd; it reads version 1");
-                walk.findings.push(Finding { place: Place { file, offset }, message });
+                let message = format!(
+                    "version {version} of the configuration is not understood by this posternd; it reads version 1"
+                );
+                walk.findings.push(Finding {
+                    place: Place { file, offset },
+                    message,
+                });
                 continue;
             }
             // Duplicates are found before the walk, while the places are those of earlier files.
@@ -131,14 +152,20 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             walk.broken = true;
         }
     }
-    let unread = walk.findings.iter().any(|f| f.message.starts_with("version "));
+    let unread = walk
+        .findings
+        .iter()
+        .any(|f| f.message.starts_with("version "));
     if unread {
         walk.broken = true;
     } else if !sources.is_empty() && !walk.misspelt.contains(&KeyPath::new()) {
         for message in shape::missing_at_top(&schema, |key| whole.contains_key(key)) {
             // A file that is no TOML may well have it.
             if !walk.broken || !whole.is_empty() {
-                walk.findings.push(Finding { place: Place { file: 0, offset: 0 }, message });
+                walk.findings.push(Finding {
+                    place: Place { file: 0, offset: 0 },
+                    message,
+                });
             }
             walk.broken = true;
         }
@@ -153,7 +180,10 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             // The walk missed something that serde refuses, or a top-level key is misspelt.
             if walk.findings.is_empty() {
                 let message = error.message().to_owned();
-                walk.findings.push(Finding { place: Place { file: 0, offset: 0 }, message });
+                walk.findings.push(Finding {
+                    place: Place { file: 0, offset: 0 },
+                    message,
+                });
             }
             return Err(located(walk.findings, sources));
         }
@@ -165,9 +195,16 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             continue; // most likely it is there, misspelt
         }
         let place = place_of(&walk, &problem.at);
-        walk.findings.push(Finding { place, message: problem.message });
+        walk.findings.push(Finding {
+            place,
+            message: problem.message,
+        });
     }
-    if walk.findings.is_empty() { Ok(config) } else { Err(located(walk.findings, sources)) }
+    if walk.findings.is_empty() {
+        Ok(config)
+    } else {
+        Err(located(walk.findings, sources))
+    }
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {
@@ -176,7 +213,9 @@ fn integer(value: &DeValue<'_>) -> Option<i64> {
 }
 
 fn key_offset(table: &DeTable<'_>, key: &str) -> usize {
-    table.get_key_value(key).map_or(0, |(key, _)| key.span().start)
+    table
+        .get_key_value(key)
+        .map_or(0, |(key, _)| key.span().start)
 }
 
 /// What an earlier file already has: reported, and returned so that it is not merged.
@@ -188,7 +227,9 @@ fn merge_check(
 ) -> Vec<KeyPath> {
     let mut again = Vec::new();
     let mut check = |path: KeyPath, what: String, offset: usize| {
-        let Some(first) = walk.places.get(&path).filter(|_| file > 0) else { return };
+        let Some(first) = walk.places.get(&path).filter(|_| file > 0) else {
+            return;
+        };
         let first = locate(first, sources);
         let message = format!(
             "{what} is already in {}:{}:{}",
@@ -196,7 +237,10 @@ fn merge_check(
             first.1.0,
             first.1.1
         );
-        walk.findings.push(Finding { place: Place { file, offset }, message });
+        walk.findings.push(Finding {
+            place: Place { file, offset },
+            message,
+        });
         again.push(path);
     };
     for (key, value) in table {
@@ -206,7 +250,11 @@ fn merge_check(
             DeValue::Table(services) if name == "services" => {
                 for service in services.keys() {
                     let name = service.get_ref().as_ref();
-                    check(at!["services", name], format!("service {name:?}"), service.span().start);
+                    check(
+                        at!["services", name],
+                        format!("service {name:?}"),
+                        service.span().start,
+                    );
                 }
             }
             DeValue::Table(_) => check(at![name], format!("[{name}]"), offset),
@@ -222,7 +270,10 @@ fn merge<'s>(whole: &mut DeTable<'s>, table: DeTable<'s>, again: &[KeyPath]) {
         if again.contains(&at![key.get_ref().as_ref()]) {
             continue;
         }
-        match (whole.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut), value) {
+        match (
+            whole.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut),
+            value,
+        ) {
             (Some(DeValue::Table(services)), value) if key.get_ref() == "services" => {
                 if let DeValue::Table(more) = value.into_inner() {
                     let new = more.into_iter().filter(|(name, _)| {
@@ -245,7 +296,10 @@ fn complete(config: &mut Config) {
         config.diag.listen = format!("unix:{}", config.data_dir.join("posternd.sock").display());
     }
     let Some(proxy) = &config.proxy else { return };
-    let local = proxy.listen.parse::<Address>().map(|a| a.dialable().to_string());
+    let local = proxy
+        .listen
+        .parse::<Address>()
+        .map(|a| a.dialable().to_string());
     let local = local.unwrap_or_else(|_| proxy.listen.clone());
     if config.agent.is_none() && !config.services.is_empty() {
         config.agent = Some(Agent::default());
@@ -268,7 +322,11 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
         }
     };
     let fix_join = |join: &mut Option<JoinParams>, path: KeyPath| {
-        if let Some(JoinParams::Token { token_file: Some(file), .. }) = join {
+        if let Some(JoinParams::Token {
+            token_file: Some(file),
+            ..
+        }) = join
+        {
             fix(file, path);
         }
     };
@@ -276,7 +334,8 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
         let before = format!("unix:{}", config.data_dir.join("posternd.sock").display());
         fix(&mut config.data_dir, at!["data_dir"]);
         if config.diag.listen == before {
-            config.diag.listen = format!("unix:{}", config.data_dir.join("posternd.sock").display());
+            config.diag.listen =
+                format!("unix:{}", config.data_dir.join("posternd.sock").display());
         }
     }
     if let Some(proxy) = &mut config.proxy {
@@ -284,13 +343,19 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
             fix(&mut tls.cert_file, at!["proxy", "tls", "cert_file"]);
             fix(&mut tls.key_file, at!["proxy", "tls", "key_file"]);
         }
-        fix_join(&mut proxy.join_params, at!["proxy", "join_params", "token_file"]);
+        fix_join(
+            &mut proxy.join_params,
+            at!["proxy", "join_params", "token_file"],
+        );
     }
     if let Some(agent) = &mut config.agent {
         if let Some(dir) = &mut agent.plugin_dir {
             fix(dir, at!["agent", "plugin_dir"]);
         }
-        fix_join(&mut agent.join_params, at!["agent", "join_params", "token_file"]);
+        fix_join(
+            &mut agent.join_params,
+            at!["agent", "join_params", "token_file"],
+        );
     }
     for (name, service) in &mut config.services {
         if service.plugin_is_path() {
@@ -318,7 +383,9 @@ fn place_of(walk: &Walk, path: &KeyPath) -> Place {
 }
 
 fn locate(place: &Place, sources: &[Source]) -> (PathBuf, (usize, usize)) {
-    let Some(source) = sources.get(place.file) else { return (PathBuf::new(), (1, 1)) };
+    let Some(source) = sources.get(place.file) else {
+        return (PathBuf::new(), (1, 1));
+    };
     let before = source.text.get(..place.offset).unwrap_or(&source.text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
@@ -329,12 +396,20 @@ fn locate(place: &Place, sources: &[Source]) -> (PathBuf, (usize, usize)) {
 fn located(mut findings: Vec<Finding>, sources: &[Source]) -> ConfigError {
     findings.sort_by(|a, b| {
         let order = |f: &Finding| (f.place.file, f.place.offset);
-        order(a).cmp(&order(b)).then_with(|| a.message.cmp(&b.message))
+        order(a)
+            .cmp(&order(b))
+            .then_with(|| a.message.cmp(&b.message))
     });
     findings.dedup_by(|a, b| a.place == b.place && a.message == b.message);
     let diagnostics = findings.into_iter().map(|finding| {
         let (file, place) = locate(&finding.place, sources);
-        Diagnostic { file, place: Some(place), message: finding.message }
+        Diagnostic {
+            file,
+            place: Some(place),
+            message: finding.message,
+        }
     });
-    ConfigError { diagnostics: diagnostics.collect() }
+    ConfigError {
+        diagnostics: diagnostics.collect(),
+    }
 }

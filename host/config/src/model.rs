@@ -287,7 +287,10 @@ pub struct SshOptions {
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: "info".into(), format: LogFormat::Text }
+        Log {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -318,7 +321,11 @@ impl Default for Agent {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { memory_mb: 32, cpu_ms_per_call: 200, max_sessions: 4096 }
+        Limits {
+            memory_mb: 32,
+            cpu_ms_per_call: 200,
+            max_sessions: 4096,
+        }
     }
 }
 
@@ -326,7 +333,9 @@ impl Default for SshOptions {
     fn default() -> Self {
         SshOptions {
             allow_same_user: false,
-            accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"].map(String::from).to_vec(),
+            accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"]
+                .map(String::from)
+                .to_vec(),
             sftp_server: "/usr/lib/openssh/sftp-server".into(),
             port_forwarding: true,
         }
@@ -376,9 +385,12 @@ fn json_of(value: &toml::Value) -> serde_json::Value {
         toml::Value::Boolean(b) => Json::from(*b),
         toml::Value::Datetime(t) => Json::from(t.to_string()),
         toml::Value::Array(items) => items.iter().map(json_of).collect(),
-        toml::Value::Table(table) => {
-            Json::Object(table.iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
-        }
+        toml::Value::Table(table) => Json::Object(
+            table
+                .iter()
+                .map(|(key, value)| (key.clone(), json_of(value)))
+                .collect(),
+        ),
     }
 }
 

@@ -53,7 +53,11 @@ labels = { env = \"prod\" }
 /// The manual of all keys, in Markdown.
 pub fn reference() -> String {
     let root = schema();
-    let mut manual = Manual { root: &root, out: HEAD.to_owned(), join_params_done: false };
+    let mut manual = Manual {
+        root: &root,
+        out: HEAD.to_owned(),
+        join_params_done: false,
+    };
     manual.section("Top of the file", &[], &root);
     manual.out
 }
@@ -71,9 +75,16 @@ impl<'s> Manual<'s> {
         if let Some(text) = description(schema).filter(|text| !text.starts_with("`[")) {
             let _ = writeln!(self.out, "{text}\n");
         }
-        let _ = writeln!(self.out, "| key | value | default | |\n| --- | --- | --- | --- |");
-        let required: Vec<&str> =
-            schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+        let _ = writeln!(
+            self.out,
+            "| key | value | default | |\n| --- | --- | --- | --- |"
+        );
+        let required: Vec<&str> = schema["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Json::as_str)
+            .collect();
         let mut tables = Vec::new();
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {
             let inner = resolve(self.root, property);
@@ -89,8 +100,14 @@ impl<'s> Manual<'s> {
                 Entry::Table(_) | Entry::Named(_) => "table".to_owned(),
                 Entry::List(_) => "list of tables".to_owned(),
             };
-            let text = description(property).or_else(|| description(inner)).unwrap_or_default();
-            let _ = writeln!(self.out, "| `{key}` | {value} | {default} | {} |", text.replace('|', "\\|"));
+            let text = description(property)
+                .or_else(|| description(inner))
+                .unwrap_or_default();
+            let _ = writeln!(
+                self.out,
+                "| `{key}` | {value} | {default} | {} |",
+                text.replace('|', "\\|")
+            );
             tables.push((key.as_str(), entry));
         }
         for (key, entry) in tables {
@@ -98,8 +115,12 @@ impl<'s> Manual<'s> {
             path.push(key);
             match entry {
                 Entry::Value => {}
-                Entry::Table(schema) => self.section(&format!("`[{}]`", path.join(".")), &path, schema),
-                Entry::List(schema) => self.section(&format!("`[[{}]]`", path.join(".")), &path, schema),
+                Entry::Table(schema) => {
+                    self.section(&format!("`[{}]`", path.join(".")), &path, schema)
+                }
+                Entry::List(schema) => {
+                    self.section(&format!("`[[{}]]`", path.join(".")), &path, schema)
+                }
                 Entry::Named(schema) => {
                     path.push("<name>");
                     self.section(&format!("`[{}]`", path.join(".")), &path, schema);
@@ -116,11 +137,19 @@ impl<'s> Manual<'s> {
 
     fn join_params(&mut self, schema: &'s Json) {
         let text = description(schema).unwrap_or_default();
-        let _ = writeln!(self.out, "\n## Join parameters\n\n{text} Used as `join_params = {{ method = \"…\", … }}`.");
+        let _ = writeln!(
+            self.out,
+            "\n## Join parameters\n\n{text} Used as `join_params = {{ method = \"…\", … }}`."
+        );
         for variant in schema["oneOf"].as_array().into_iter().flatten() {
-            let method = variant["properties"]["method"]["const"].as_str().unwrap_or_default();
+            let method = variant["properties"]["method"]["const"]
+                .as_str()
+                .unwrap_or_default();
             let text = description(variant).unwrap_or_default();
-            let _ = writeln!(self.out, "\n`method = \"{method}\"`: {text}\n\n| key | value | |\n| --- | --- | --- |");
+            let _ = writeln!(
+                self.out,
+                "\n`method = \"{method}\"`: {text}\n\n| key | value | |\n| --- | --- | --- |"
+            );
             for (key, property) in variant["properties"].as_object().into_iter().flatten() {
                 if key != "method" {
                     let value = value_type(property, resolve(self.root, property));
@@ -153,7 +182,11 @@ impl<'s> Entry<'s> {
             return Entry::Named(resolve(root, &inner["additionalProperties"]));
         }
         let item = resolve(root, &inner["items"]);
-        if item["properties"].is_object() { Entry::List(item) } else { Entry::Value }
+        if item["properties"].is_object() {
+            Entry::List(item)
+        } else {
+            Entry::Value
+        }
     }
 }
 
@@ -166,9 +199,15 @@ fn description(schema: &Json) -> Option<String> {
 fn value_type(property: &Json, inner: &Json) -> String {
     let words = words(inner);
     if !words.is_empty() {
-        return words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ");
+        return words
+            .iter()
+            .map(|word| format!("`\"{word}\"`"))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
-    let format = [property, inner].into_iter().find_map(|s| s["format"].as_str());
+    let format = [property, inner]
+        .into_iter()
+        .find_map(|s| s["format"].as_str());
     match (type_of(inner), format) {
         (Some("string"), Some("duration")) => "duration".into(),
         (Some("string"), Some("path")) => "path".into(),
@@ -191,7 +230,11 @@ fn value_type(property: &Json, inner: &Json) -> String {
 fn default(property: &Json) -> String {
     if let Some(text) = property["x-default"].as_str() {
         let plain = text.contains('`') || text.contains(' ');
-        return if plain { text.to_owned() } else { format!("`{text}`") };
+        return if plain {
+            text.to_owned()
+        } else {
+            format!("`{text}`")
+        };
     }
     match &property["default"] {
         Json::Null => String::new(),

@@ -111,7 +111,10 @@ mod tests {
     fn a_secret_is_never_shown() {
         let secret = Secret::new("pt_1_hidden".into());
         assert!(!format!("{secret} {secret:?} {:#?}", Some(&secret)).contains("hidden"));
-        let params = JoinParams::Token { token: Some(secret), token_file: None };
+        let params = JoinParams::Token {
+            token: Some(secret),
+            token_file: None,
+        };
         assert!(!format!("{params:?}").contains("hidden"));
     }
 
@@ -119,7 +122,10 @@ mod tests {
     fn the_token_file_is_read_when_asked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let params = JoinParams::Token { token: None, token_file: Some(path.clone()) };
+        let params = JoinParams::Token {
+            token: None,
+            token_file: Some(path.clone()),
+        };
         assert!(matches!(params.token(), Err(TokenError::Read { .. })));
         for (content, want) in [("", "empty"), ("a b\n", "more than one word")] {
             std::fs::write(&path, content).unwrap();

@@ -59,7 +59,10 @@ pub(crate) fn resolve<'s>(root: &'s Json, mut schema: &'s Json) -> &'s Json {
 pub(crate) fn type_of(schema: &Json) -> Option<&str> {
     match &schema["type"] {
         Json::String(name) => Some(name),
-        Json::Array(names) => names.iter().filter_map(Json::as_str).find(|name| *name != "null"),
+        Json::Array(names) => names
+            .iter()
+            .filter_map(Json::as_str)
+            .find(|name| *name != "null"),
         _ => None,
     }
 }
@@ -67,24 +70,40 @@ pub(crate) fn type_of(schema: &Json) -> Option<&str> {
 /// The words that an enumeration allows; empty for everything else.
 pub(crate) fn words(schema: &Json) -> Vec<&str> {
     let listed = schema["enum"].as_array().into_iter().flatten();
-    let documented = schema["oneOf"].as_array().into_iter().flatten().map(|one| &one["const"]);
+    let documented = schema["oneOf"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| &one["const"]);
     listed.chain(documented).filter_map(Json::as_str).collect()
 }
 
 /// Walks one file. Unknown keys are reported and removed; `top_level` says whether keys that are
 /// missing at the top are (they may be in another file).
 pub(crate) fn walk(table: &mut DeTable<'_>, root: &Json, file: usize, out: &mut Walk) {
-    let mut walker = Walker { root, file, out, path: Vec::new() };
+    let mut walker = Walker {
+        root,
+        file,
+        out,
+        path: Vec::new(),
+    };
     walker.table(table, root, Place { file, offset: 0 });
 }
 
 /// Keys that the file as a whole must have.
 pub(crate) fn missing_at_top(root: &Json, has: impl Fn(&str) -> bool) -> Vec<String> {
-    required(root).filter(|key| !has(key)).map(|key| format!("missing key {key:?}")).collect()
+    required(root)
+        .filter(|key| !has(key))
+        .map(|key| format!("missing key {key:?}"))
+        .collect()
 }
 
 fn required(schema: &Json) -> impl Iterator<Item = &str> {
-    schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str)
+    schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Json::as_str)
 }
 
 struct Walker<'a> {
@@ -107,7 +126,10 @@ impl Walker<'_> {
         }
         let mut unknown = Vec::new();
         for (name, value) in table.iter_mut() {
-            let place = Place { file: self.file, offset: name.span().start };
+            let place = Place {
+                file: self.file,
+                offset: name.span().start,
+            };
             let name = name.get_ref().as_ref();
             match properties.and_then(|p| p.get(name)).or(others) {
                 Some(schema) => {
@@ -146,24 +168,40 @@ impl Walker<'_> {
         schema: &'s Json,
         at: Place,
     ) -> Option<&'s Json> {
-        let Some(variants) = schema["oneOf"].as_array() else { return Some(schema) };
+        let Some(variants) = schema["oneOf"].as_array() else {
+            return Some(schema);
+        };
         let tag_of = |one: &'s Json| {
             let properties = one["properties"].as_object()?;
-            properties.iter().find_map(|(key, s)| Some((key.as_str(), s["const"].as_str()?)))
+            properties
+                .iter()
+                .find_map(|(key, s)| Some((key.as_str(), s["const"].as_str()?)))
         };
         let tag = variants.iter().find_map(tag_of).map(|(key, _)| key)?;
-        let known: Vec<&str> = variants.iter().filter_map(tag_of).map(|(_, word)| word).collect();
+        let known: Vec<&str> = variants
+            .iter()
+            .filter_map(tag_of)
+            .map(|(_, word)| word)
+            .collect();
         let given = table.get_key_value(tag);
         let word = given.and_then(|(_, value)| value.get_ref().as_str());
-        let found = variants.iter().find(|one| word.is_some() && tag_of(one).map(|t| t.1) == word);
+        let found = variants
+            .iter()
+            .find(|one| word.is_some() && tag_of(one).map(|t| t.1) == word);
         if found.is_none() {
             self.out.broken = true;
             let table = in_table(&self.path);
             let message = match word {
                 Some(word) => not_one_of(&format!("key {tag:?}{table}"), word, &known),
-                None => format!("missing key {tag:?}{table}; it is one of {}", quoted(&known)),
+                None => format!(
+                    "missing key {tag:?}{table}; it is one of {}",
+                    quoted(&known)
+                ),
             };
-            let at = given.map_or(at, |(key, _)| Place { offset: key.span().start, ..at });
+            let at = given.map_or(at, |(key, _)| Place {
+                offset: key.span().start,
+                ..at
+            });
             self.report(at, message);
         }
         found
@@ -183,7 +221,10 @@ impl Walker<'_> {
             ("object", DeValue::Table(table)) => self.table(table, schema, place),
             ("array", DeValue::Array(items)) => {
                 for (n, item) in items.iter_mut().enumerate() {
-                    let place = Place { file: self.file, offset: item.span().start };
+                    let place = Place {
+                        file: self.file,
+                        offset: item.span().start,
+                    };
                     self.path.push(Seg::from(n));
                     self.value(item.get_mut(), &schema["items"], place);
                     self.path.pop();
@@ -210,10 +251,14 @@ impl Walker<'_> {
                 if !parsed.is_ok_and(|n| (min..=max).contains(&n)) {
                     self.out.broken = true;
                     let key = key(&self.path);
-                    self.report(place, format!("{key} is {number}; it must be from {min} to {max}"));
+                    self.report(
+                        place,
+                        format!("{key} is {number}; it must be from {min} to {max}"),
+                    );
                 }
             }
-            ("boolean", DeValue::Boolean(_)) | ("number", DeValue::Float(_) | DeValue::Integer(_)) => {}
+            ("boolean", DeValue::Boolean(_))
+            | ("number", DeValue::Float(_) | DeValue::Integer(_)) => {}
             (want, value) => {
                 self.out.broken = true;
                 let hint = match (want, &*value) {
@@ -225,7 +270,10 @@ impl Walker<'_> {
                     _ => "",
                 };
                 let (want, found) = (english(want), toml_type(value));
-                self.report(place, format!("{} must be {want}, not {found}{hint}", key(&self.path)));
+                self.report(
+                    place,
+                    format!("{} must be {want}, not {found}{hint}", key(&self.path)),
+                );
             }
         }
     }
@@ -237,20 +285,33 @@ impl Walker<'_> {
 
 fn not_one_of(key: &str, word: &str, known: &[&str]) -> String {
     let hint = nearest(word, known.iter().copied());
-    format!("{key} is {word:?}; it must be one of {}{hint}", quoted(known))
+    format!(
+        "{key} is {word:?}; it must be one of {}{hint}",
+        quoted(known)
+    )
 }
 
 fn quoted(words: &[&str]) -> String {
-    words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ")
+    words
+        .iter()
+        .map(|word| format!("{word:?}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `; did you mean "resources"?`, or the whole list where nothing is near and the list is short.
 fn nearest<'k>(given: &str, valid: impl Iterator<Item = &'k str>) -> String {
     let lower = given.to_lowercase().replace('-', "_");
-    let scored = valid.map(|key| (strsim::damerau_levenshtein(&lower, &key.replace('-', "_")), key));
+    let scored = valid.map(|key| {
+        (
+            strsim::damerau_levenshtein(&lower, &key.replace('-', "_")),
+            key,
+        )
+    });
     // A third of the word may be wrong; beyond that a guess only misleads.
     let near = scored.filter(|(distance, key)| *distance <= 1 + key.len().max(given.len()) / 3);
-    near.min().map_or_else(String::new, |(_, key)| format!("; did you mean {key:?}?"))
+    near.min()
+        .map_or_else(String::new, |(_, key)| format!("; did you mean {key:?}?"))
 }
 
 fn english(json_type: &str) -> &'static str {

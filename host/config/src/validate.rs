@@ -21,7 +21,9 @@ pub(crate) struct Problem {
 
 /// Everything that is wrong.
 pub(crate) fn validate(config: &Config) -> Vec<Problem> {
-    let mut check = Check { problems: Vec::new() };
+    let mut check = Check {
+        problems: Vec::new(),
+    };
     check.top(config);
     check.auth_and_proxy(config);
     check.agent(config);
@@ -48,13 +50,34 @@ pub fn warnings(config: &Config) -> Vec<String> {
     {
         out.push("[proxy] has no ca_pin: it trusts whatever answers at auth_server when it joins; `posternd status` on the Auth host shows the pin".into());
     }
-    if config.diag.listen.parse::<Address>().is_ok_and(|address| !address.is_local()) {
-        out.push(format!("[diag] listens on {}, which other hosts may reach without logging in", config.diag.listen));
+    if config
+        .diag
+        .listen
+        .parse::<Address>()
+        .is_ok_and(|address| !address.is_local())
+    {
+        out.push(format!(
+            "[diag] listens on {}, which other hosts may reach without logging in",
+            config.diag.listen
+        ));
     }
-    let tokens = config.services.iter().map(|(name, s)| (format!("[services.{name}]"), &s.join_params));
+    let tokens = config
+        .services
+        .iter()
+        .map(|(name, s)| (format!("[services.{name}]"), &s.join_params));
     let tokens = tokens
-        .chain(config.agent.iter().map(|a| ("[agent]".to_owned(), &a.join_params)))
-        .chain(config.proxy.iter().map(|p| ("[proxy]".to_owned(), &p.join_params)));
+        .chain(
+            config
+                .agent
+                .iter()
+                .map(|a| ("[agent]".to_owned(), &a.join_params)),
+        )
+        .chain(
+            config
+                .proxy
+                .iter()
+                .map(|p| ("[proxy]".to_owned(), &p.join_params)),
+        );
     for (section, join) in tokens {
         if let Some(JoinParams::Token { token: Some(_), .. }) = join {
             out.push(format!("{section} holds a join token itself; token_file keeps it out of copies of this file"));
@@ -62,10 +85,15 @@ pub fn warnings(config: &Config) -> Vec<String> {
     }
     for (name, service) in &config.services {
         if service.plugin_is_path() && service.sha256.is_none() {
-            out.push(format!("[services.{name}] has no sha256: whatever is at {} is loaded", service.plugin));
+            out.push(format!(
+                "[services.{name}] has no sha256: whatever is at {} is loaded",
+                service.plugin
+            ));
         }
         if service.enabled && service.resources.is_empty() {
-            out.push(format!("service {name:?} has no resources, so nobody can reach it"));
+            out.push(format!(
+                "service {name:?} has no resources, so nobody can reach it"
+            ));
         }
     }
     out
@@ -77,26 +105,47 @@ struct Check {
 
 impl Check {
     fn wrong(&mut self, at: KeyPath, message: impl Into<String>) {
-        self.problems.push(Problem { at, missing: false, message: message.into() });
+        self.problems.push(Problem {
+            at,
+            missing: false,
+            message: message.into(),
+        });
     }
 
     fn missing(&mut self, at: KeyPath, message: impl Into<String>) {
-        self.problems.push(Problem { at, missing: true, message: message.into() });
+        self.problems.push(Problem {
+            at,
+            missing: true,
+            message: message.into(),
+        });
     }
 
     fn top(&mut self, config: &Config) {
         if config.version != 1 {
-            self.wrong(at!["version"], format!("version {} is not understood; it must be 1", config.version));
+            self.wrong(
+                at!["version"],
+                format!("version {} is not understood; it must be 1", config.version),
+            );
         }
         if let Err(why) = cluster_name(&config.cluster) {
-            self.wrong(at!["cluster"], format!("cluster name {:?} {why}", config.cluster));
+            self.wrong(
+                at!["cluster"],
+                format!("cluster name {:?} {why}", config.cluster),
+            );
         }
         if config.data_dir.as_os_str().is_empty() {
             self.wrong(at!["data_dir"], "key \"data_dir\" must not be empty");
         }
         self.address(&config.diag.listen, at!["diag", "listen"]);
-        if config.auth.is_none() && config.proxy.is_none() && config.agent.is_none() && config.services.is_empty() {
-            self.missing(at![], "nothing to run: there is neither [auth] nor [proxy] nor [agent] with [services]");
+        if config.auth.is_none()
+            && config.proxy.is_none()
+            && config.agent.is_none()
+            && config.services.is_empty()
+        {
+            self.missing(
+                at![],
+                "nothing to run: there is neither [auth] nor [proxy] nor [agent] with [services]",
+            );
         }
     }
 
@@ -134,7 +183,11 @@ impl Check {
         };
         if agent.proxy.is_empty() {
             self.missing(at!["agent"], "[agent] needs proxy, the Proxy Service's public host:port, because there is no [proxy] in this file");
-        } else if config.proxy.as_ref().is_none_or(|proxy| proxy.listen.parse::<Address>().is_ok()) {
+        } else if config
+            .proxy
+            .as_ref()
+            .is_none_or(|proxy| proxy.listen.parse::<Address>().is_ok())
+        {
             self.tcp(&agent.proxy, at!["agent", "proxy"], config.proxy.is_some());
         }
         self.pins(&agent.ca_pin, at!["agent", "ca_pin"]);
@@ -143,40 +196,72 @@ impl Check {
 
     fn service(&mut self, config: &Config, name: &str, service: &Service) {
         if let Err(why) = label(name) {
-            self.wrong(at!["services", name], format!("service name {name:?} {why}"));
+            self.wrong(
+                at!["services", name],
+                format!("service name {name:?} {why}"),
+            );
         }
         let path = |key: &str| at!["services", name, key];
         if service.plugin.is_empty() {
-            self.wrong(path("plugin"), format!("{} must not be empty", key(&path("plugin"))));
+            self.wrong(
+                path("plugin"),
+                format!("{} must not be empty", key(&path("plugin"))),
+            );
         } else if !service.plugin_is_path()
             && let Err(why) = label(&service.plugin)
         {
-            let why = format!("plugin {:?} {why}; a file is named by its path, as in \"./{}.wasm\"", service.plugin, service.plugin);
+            let why = format!(
+                "plugin {:?} {why}; a file is named by its path, as in \"./{}.wasm\"",
+                service.plugin, service.plugin
+            );
             self.wrong(path("plugin"), why);
         }
         if let Some(kind) = &service.kind {
             if let Err(why) = label(kind) {
                 self.wrong(path("kind"), format!("kind {kind:?} {why}"));
             } else if RESERVED_KINDS.contains(&kind.as_str()) {
-                self.wrong(path("kind"), format!("kind {kind:?} is reserved for the cluster itself; choose another"));
+                self.wrong(
+                    path("kind"),
+                    format!("kind {kind:?} is reserved for the cluster itself; choose another"),
+                );
             }
         }
         if let Some(digest) = &service.sha256
             && !is_sha256(digest)
         {
-            self.wrong(path("sha256"), format!("{} must be 64 hex digits, as sha256sum prints them", key(&path("sha256"))));
+            self.wrong(
+                path("sha256"),
+                format!(
+                    "{} must be 64 hex digits, as sha256sum prints them",
+                    key(&path("sha256"))
+                ),
+            );
         }
         if has_nan(&toml::Value::Table(service.settings.clone())) {
-            self.wrong(path("settings"), format!("{} holds nan or inf, which plugins can't read", key(&path("settings"))));
+            self.wrong(
+                path("settings"),
+                format!(
+                    "{} holds nan or inf, which plugins can't read",
+                    key(&path("settings"))
+                ),
+            );
         }
         for (n, pattern) in service.ssh.accept_env.iter().enumerate() {
             if let Err(e) = globset::Glob::new(pattern) {
                 let at = at!["services", name, "ssh", "accept_env", n];
-                self.wrong(at.clone(), format!("{}: {pattern:?} is no pattern: {}", key(&at), e.kind()));
+                self.wrong(
+                    at.clone(),
+                    format!("{}: {pattern:?} is no pattern: {}", key(&at), e.kind()),
+                );
             }
         }
         self.join_params(service.join_params.as_ref(), path("join_params"));
-        let longest = service.resources.iter().map(|r| r.name.len()).max().unwrap_or(0);
+        let longest = service
+            .resources
+            .iter()
+            .map(|r| r.name.len())
+            .max()
+            .unwrap_or(0);
         // A DNS name has at most 253 bytes; the kind may come from the plugin, whose name stands in.
         if longest + kind_of(service).len().min(63) + config.cluster.len() + 2 > 253 {
             self.wrong(path("resources"), format!("the DNS names of the resources of service {name:?} (<resource>.<kind>.{}) would be longer than 253 bytes; use shorter names", config.cluster));
@@ -202,7 +287,11 @@ impl Check {
                         free.insert(service_name);
                     }
                     Entry::Occupied(first) => {
-                        let whose = if *first.get() == service_name { "this service".to_owned() } else { format!("service {:?}", first.get()) };
+                        let whose = if *first.get() == service_name {
+                            "this service".to_owned()
+                        } else {
+                            format!("service {:?}", first.get())
+                        };
                         self.wrong(path("name"), format!("resource {name:?} of kind {kind:?} is already in {whose}; names are unique per kind"));
                     }
                 }
@@ -215,8 +304,17 @@ impl Check {
             }
             if let Some(address) = &resource.address {
                 self.address(address, path("address"));
-                if address.parse::<Address>().is_ok_and(|a| matches!(a, Address::Tcp { port: 0, .. })) {
-                    self.wrong(path("address"), format!("{}: nothing can be dialled at port 0", key(&path("address"))));
+                if address
+                    .parse::<Address>()
+                    .is_ok_and(|a| matches!(a, Address::Tcp { port: 0, .. }))
+                {
+                    self.wrong(
+                        path("address"),
+                        format!(
+                            "{}: nothing can be dialled at port 0",
+                            key(&path("address"))
+                        ),
+                    );
                 }
             }
         }
@@ -233,7 +331,9 @@ impl Check {
         let key = key(&at);
         match value.parse::<Address>() {
             Err(e) => self.wrong(at, format!("{key}: {e}")),
-            Ok(Address::Unix(_)) => self.wrong(at, format!("{key} must be host:port, not a Unix socket")),
+            Ok(Address::Unix(_)) => {
+                self.wrong(at, format!("{key} must be host:port, not a Unix socket"))
+            }
             Ok(Address::Tcp { port: 0, .. }) if !listen => {
                 self.wrong(at, format!("{key}: nothing can be dialled at port 0"));
             }
@@ -256,20 +356,37 @@ impl Check {
             if !pin.strip_prefix("sha256:").is_some_and(is_sha256) {
                 let mut at = at.clone();
                 at.push(n.into());
-                let message = format!("{}: {pin:?} is no pin; it has the form sha256:<64 hex digits>", key(&at));
+                let message = format!(
+                    "{}: {pin:?} is no pin; it has the form sha256:<64 hex digits>",
+                    key(&at)
+                );
                 self.wrong(at, message);
             }
         }
     }
 
     fn join_params(&mut self, join: Option<&JoinParams>, at: KeyPath) {
-        let Some(JoinParams::Token { token, token_file }) = join else { return };
+        let Some(JoinParams::Token { token, token_file }) = join else {
+            return;
+        };
         match (token, token_file) {
             (Some(_), Some(_)) => {
-                self.wrong(at.clone(), format!("both token and token_file{}; keep token_file", in_table(&at)));
+                self.wrong(
+                    at.clone(),
+                    format!(
+                        "both token and token_file{}; keep token_file",
+                        in_table(&at)
+                    ),
+                );
             }
             (None, None) => {
-                self.missing(at.clone(), format!("neither token nor token_file{}; make a token with: postern tokens create", in_table(&at)));
+                self.missing(
+                    at.clone(),
+                    format!(
+                        "neither token nor token_file{}; make a token with: postern tokens create",
+                        in_table(&at)
+                    ),
+                );
             }
             (Some(token), None) if token.expose().trim().is_empty() => {
                 self.wrong(at.clone(), format!("token{} is empty", in_table(&at)));
