@@ -53,7 +53,7 @@ fn plugin_target() -> PathBuf {
 }
 
 /// Builds the plugins of `plugins/` and copies them where `posternd` looks: `plugins/NAME.wasm` beside itself.
-/// Those that only tests use (their crates are named `testing-…`) go to `plugins/testing`.
+/// Those of `plugins/testing` go to `plugins/testing` there too, where no name in a configuration finds them.
 pub fn plugins(profile: Profile) -> Result<()> {
     setup::wasm_target()?;
     let mut build = sh::cargo(&[
@@ -87,24 +87,17 @@ pub fn plugins(profile: Profile) -> Result<()> {
     Ok(())
 }
 
-/// `postern_plugin_ssh.wasm` is shipped as `ssh`.
+/// `misbehave_ssh.wasm` is `misbehave-ssh`, a plugin for tests.
 fn shipped_name(file: &Path) -> (bool, String) {
-    let stem = file
+    let name = file
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy()
         .replace('_', "-");
-    let stem = ["postern-plugin-", "postern-", "plugin-"]
-        .iter()
-        .find_map(|p| stem.strip_prefix(p))
-        .unwrap_or(&stem);
-    match stem
-        .strip_prefix("testing-")
-        .or_else(|| stem.strip_prefix("test-"))
-    {
-        Some(rest) => (true, rest.to_string()),
-        None => (false, stem.to_string()),
-    }
+    (
+        paths::root().join("plugins/testing").join(&name).is_dir(),
+        name,
+    )
 }
 
 /// Copies when the content differs, by rename: a running agent watches these files.
