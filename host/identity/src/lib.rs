@@ -17,6 +17,9 @@ pub mod store;
 pub mod tls;
 mod trust;
 
+#[cfg(test)]
+mod testing;
+
 pub use ca::{Ca, CaError, CaKind, Validity};
 pub use hostkey::{HostKey, host_id_of, verify_host_signature};
 pub use names::{

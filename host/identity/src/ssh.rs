@@ -64,7 +64,7 @@ fn check(
     let signer = cert.signature_key();
     if !cas.iter().any(|ca| ca.key_data() == signer) {
         let print = signer.fingerprint(HashAlg::Sha256);
-        return reject(format!("its CA {print} is not a {role} CA of this cluster"));
+        return reject(format!("its CA {print} is not {role} CA of this cluster"));
     }
     let Ok(now) = now.duration_since(UNIX_EPOCH).map(|d| d.as_secs()) else {
         return reject("this machine's clock is before 1970");
@@ -121,7 +121,7 @@ pub fn verify_user_cert(
     source: Option<IpAddr>,
     now: SystemTime,
 ) -> Result<UserIdentity, CertRejected> {
-    check(cert, cas, CertType::User, "user", now)?;
+    check(cert, cas, CertType::User, "a user", now)?;
     for (name, value) in cert.critical_options().iter() {
         match name.as_str() {
             "source-address" => source::check(value, source)?,
@@ -150,7 +150,7 @@ pub fn verify_agent_cert(
     cas: &[PublicKey],
     now: SystemTime,
 ) -> Result<AgentCertInfo, CertRejected> {
-    check(cert, cas, CertType::User, "agent", now)?;
+    check(cert, cas, CertType::User, "an agent", now)?;
     no_critical_options(cert)?;
     let [principal] = cert.valid_principals() else {
         return reject("an agent's certificate names exactly one principal");
@@ -181,7 +181,7 @@ pub fn verify_host_cert(
     name: &str,
     now: SystemTime,
 ) -> Result<(), CertRejected> {
-    check(cert, cas, CertType::Host, "host", now)?;
+    check(cert, cas, CertType::Host, "a host", now)?;
     no_critical_options(cert)?;
     let names = cert.valid_principals();
     if !names.iter().any(|p| p.eq_ignore_ascii_case(name)) {
