@@ -73,6 +73,14 @@ pub fn check_dns_name(what: &'static str, value: &str) -> Result<(), NameError> 
         .or_else(|e| err(what, value, e.rule))
 }
 
+/// Where something listens: a DNS name as [`check_dns_name`] wants it, or an IP address.
+pub(crate) fn check_dns_or_ip(what: &'static str, value: &str) -> Result<(), NameError> {
+    match value.parse::<std::net::IpAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) => check_dns_name(what, value),
+    }
+}
+
 /// A user name: 1–64 of `a-z A-Z 0-9 . _ @ + -`, starting with a letter, a digit or `_`.
 /// All of them stand unescaped in a URI path, so that the SAN of a certificate has one spelling.
 pub fn check_user_name(value: &str) -> Result<(), NameError> {

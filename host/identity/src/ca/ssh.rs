@@ -1,7 +1,7 @@
 //! The SSH half of a CA: OpenSSH certificates (PROTOCOL.certkeys).
 
 use super::{Ca, CaError, CaKind, Validity};
-use crate::names::{check_dns_name, check_host_id, check_label, check_user_name};
+use crate::names::{check_dns_or_ip, check_host_id, check_label, check_user_name};
 use crate::ssh::{IDENTITY_EXTENSION, RESOURCES_EXTENSION, Resources, agent_principal};
 use crate::{AgentCertInfo, UserIdentity};
 use ssh_key::certificate::{Builder, CertType};
@@ -85,7 +85,7 @@ impl Ca {
         self.only(&[CaKind::Host], "SSH host certificates")?;
         let principals: Vec<String> = names.iter().map(|n| n.to_ascii_lowercase()).collect();
         for name in &principals {
-            check_dns_name("host name", name).map_err(sign_error)?;
+            check_dns_or_ip("host name", name).map_err(sign_error)?;
         }
         let subject = Subject {
             cert_type: CertType::Host,
@@ -109,7 +109,7 @@ impl Ca {
         check_label("service name", &agent.identity.service).map_err(sign_error)?;
         check_label("kind", &agent.kind).map_err(sign_error)?;
         for name in &agent.names {
-            check_dns_name("resource name", name).map_err(sign_error)?;
+            check_dns_or_ip("resource name", name).map_err(sign_error)?;
         }
         let principal = agent_principal(&agent.identity);
         let resources = Resources {

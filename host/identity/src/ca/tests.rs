@@ -374,5 +374,12 @@ fn bad_subjects_are_refused() {
         assert!(agent.sign_tls_agent(&spki, name, "ssh", valid()).is_err());
     }
     assert!(Ca::generate(CaKind::Host, "Not A Name").is_err());
+    // A proxy may be known by its address alone.
+    let ip = ["2001:db8::1".to_owned()];
+    host.sign_ssh_host(&ssh, &ip, valid()).unwrap();
+    host.sign_tls_server(&spki, &ip, valid()).unwrap();
+    let mut proxy = agent_info();
+    (proxy.kind, proxy.names) = ("proxy".into(), ip.into());
+    agent.sign_ssh_agent(&ssh, &proxy, valid()).unwrap();
     Ca::generate(CaKind::DbServer, &format!("a{}", ".a".repeat(99))).unwrap();
 }
