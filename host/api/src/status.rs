@@ -18,8 +18,6 @@ pub mod reasons {
     pub const BAD_SIGNATURE: &str = "bad-signature";
     /// `signed_at_unix` is too far from Auth's clock.
     pub const CLOCK_SKEW: &str = "clock-skew";
-    /// The nonce was used for another request.
-    pub const NONCE_REUSED: &str = "nonce-reused";
     /// A reserved kind or service name.
     pub const RESERVED: &str = "reserved";
     /// No token, and the host's grant does not cover what is asked.

@@ -1,0 +1,446 @@
+//! Administration: over the Unix socket in the data directory only, for whoever may open it. Every change is audited.
+
+mod objects;
+mod remove;
+
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use globset::Glob;
+use postern_access::{Lock, Role};
+use postern_api::status::{reasons, refuse};
+use postern_api::token::JoinToken;
+use postern_api::v1::admin_service_server::AdminService;
+use postern_api::v1::{
+    AuditEvent, AuditRequest, ClusterInfoResponse, CreateTokenRequest, CreateTokenResponse,
+    CreateUserRequest, CreateUserResponse, Empty, GetRequest, ListRequest, Object, PutLockRequest,
+    PutRoleRequest, RemoveRequest,
+};
+use postern_identity::{check_host_id, check_label, check_user_name};
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Request, Response, Status};
+
+use crate::audit_log::Filter;
+use crate::error::internal;
+use crate::join::token_record_ttl;
+use crate::kv::{KvError, KvExt, Txn};
+use crate::login::hash_code;
+use crate::records::{self, Agent, Code as OneTimeCode, Record, Token, User, load, role_key};
+use crate::state::Shared;
+use crate::time;
+
+const TOKEN_TTL: u64 = 30 * 60;
+const CODE_TTL: u64 = 60 * 60;
+/// Tokens and codes are handed around; none lives for ever.
+const MAX_TTL: u64 = 366 * 86_400;
+
+pub struct Admin(pub Shared);
+
+fn bad(message: impl Into<String>) -> Status {
+    refuse(Code::InvalidArgument, reasons::BAD_REQUEST, message)
+}
+
+fn not_found(kind: &str, name: &str) -> Status {
+    refuse(
+        Code::NotFound,
+        reasons::NOT_FOUND,
+        format!("there is no {kind} {name:?}; see: postern {kind}s ls"),
+    )
+}
+
+/// The uid at the other end of the socket, for the audit log.
+fn admin<T>(req: &Request<T>) -> Option<u32> {
+    let info = req.extensions().get::<UdsConnectInfo>()?;
+    info.peer_cred.as_ref().map(tokio::net::unix::UCred::uid)
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    type ListStream = BoxStream<'static, Result<Object, Status>>;
+    type AuditStream = BoxStream<'static, Result<AuditEvent, Status>>;
+
+    async fn create_token(
+        &self,
+        req: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        let by = admin(&req);
+        let (token, record) = create_token(&self.0, req.into_inner()).await?;
+        let event = self
+            .0
+            .event("token.create")
+            .with("token", token.to_string())
+            .with("kinds", &record.kinds)
+            .with("names", &record.names)
+            .with("uses", record.uses)
+            .with("expires", time::rfc3339(record.expires_unix))
+            .with("admin_uid", by);
+        self.0.record(event).await;
+        let reveal = token.reveal().to_string();
+        Ok(Response::new(CreateTokenResponse {
+            token: reveal,
+            expires_unix: record.expires_unix,
+            id: record.id,
+        }))
+    }
+
+    async fn create_user(
+        &self,
+        req: Request<CreateUserRequest>,
+    ) -> Result<Response<CreateUserResponse>, Status> {
+        let by = admin(&req);
+        self.create_user(req.into_inner(), by)
+            .await
+            .map(Response::new)
+    }
+
+    async fn put_role(&self, req: Request<PutRoleRequest>) -> Result<Response<Empty>, Status> {
+        let by = admin(&req);
+        let req = req.into_inner();
+        let role: Role = serde_json::from_str(&req.role_json)
+            .map_err(|e| bad(format!("this is no role: {e}")))?;
+        check_label("role name", &role.name).map_err(|e| bad(e.to_string()))?;
+        role.validate().map_err(|e| bad(e.to_string()))?;
+        let key = role_key(&role.name);
+        let put = if req.replace {
+            self.0.kv.put(&key, role.encode()).await
+        } else {
+            self.0.kv.compare_and_swap(&key, None, role.encode()).await
+        };
+        match put {
+            Ok(_) => {}
+            Err(KvError::Conflict { .. }) => {
+                return Err(exists("role", &role.name, "replace it with --replace"));
+            }
+            Err(e) => return Err(internal("store the role", e)),
+        }
+        self.0
+            .record(
+                self.0
+                    .event("role.put")
+                    .with("role", &role)
+                    .with("admin_uid", by),
+            )
+            .await;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn put_lock(&self, req: Request<PutLockRequest>) -> Result<Response<Empty>, Status> {
+        let by = admin(&req);
+        let lock: Lock = serde_json::from_str(&req.into_inner().lock_json)
+            .map_err(|e| bad(format!("this is no lock: {e}")))?;
+        check_target(&lock.target)?;
+        if lock
+            .expires_unix
+            .is_some_and(|at| i64::try_from(at).unwrap_or(i64::MAX) <= time::now())
+        {
+            return Err(bad("the lock's expiry is in the past"));
+        }
+        self.0
+            .put_lock(&lock)
+            .await
+            .map_err(|e| internal("store the lock", e))?;
+        let event = self
+            .0
+            .event("lock.put")
+            .with("target", &lock.target)
+            .with("reason", &lock.reason);
+        self.0
+            .record(
+                event
+                    .with("expires", lock.expires_unix)
+                    .with("admin_uid", by),
+            )
+            .await;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn list(&self, req: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let objects = objects::list(&self.0, &req.get_ref().kind).await?;
+        Ok(Response::new(
+            stream::iter(objects.into_iter().map(Ok)).boxed(),
+        ))
+    }
+
+    async fn get(&self, req: Request<GetRequest>) -> Result<Response<Object>, Status> {
+        let req = req.get_ref();
+        let objects = objects::list(&self.0, &req.kind).await?;
+        let found = objects.into_iter().find(|o| o.name == req.name);
+        found
+            .map(Response::new)
+            .ok_or_else(|| not_found(&req.kind, &req.name))
+    }
+
+    async fn remove(&self, req: Request<RemoveRequest>) -> Result<Response<Empty>, Status> {
+        let by = admin(&req);
+        remove::remove(&self.0, req.get_ref(), by).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn audit(
+        &self,
+        req: Request<AuditRequest>,
+    ) -> Result<Response<Self::AuditStream>, Status> {
+        let req = req.get_ref();
+        let filter = Filter::new(&req.event);
+        let from = if req.after_seq > 0 {
+            req.after_seq
+        } else {
+            let before = self.0.audit.before_last(req.last, filter.clone()).await;
+            before.map_err(|e| internal("read the audit log", e))?
+        };
+        let shutdown = self.0.shutdown.clone();
+        let events = self.0.audit.read(from, filter, req.follow);
+        let events = events
+            .map_ok(|stored| AuditEvent {
+                seq: stored.seq,
+                json: stored.json,
+            })
+            .map_err(|e| internal("read the audit log", e))
+            .take_until(async move { shutdown.cancelled().await });
+        Ok(Response::new(events.boxed()))
+    }
+
+    async fn cluster_info(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<ClusterInfoResponse>, Status> {
+        let agents = records::all::<Agent>(&self.0.kv)
+            .await
+            .map_err(|e| internal("list the proxies", e))?;
+        let proxies = agents.into_iter().filter(|a| a.value.kind == "proxy");
+        Ok(Response::new(ClusterInfoResponse {
+            cluster: self.0.cluster().to_owned(),
+            ca_pins: self.0.authority.pins(),
+            proxies: proxies.flat_map(|p| p.value.names).collect(),
+            trust_json: self.0.authority.trust_json(),
+            public_addr: self.0.opts.proxy_public_addr.clone().unwrap_or_default(),
+        }))
+    }
+}
+
+impl Admin {
+    async fn create_user(
+        &self,
+        req: CreateUserRequest,
+        by: Option<u32>,
+    ) -> Result<CreateUserResponse, Status> {
+        let state = &self.0;
+        check_user_name(&req.name).map_err(|e| bad(e.to_string()))?;
+        for role in &req.roles {
+            if state
+                .kv
+                .get(&role_key(role))
+                .await
+                .map_err(|e| internal("read the roles", e))?
+                .is_none()
+            {
+                return Err(not_found("role", role));
+            }
+        }
+        let key = User::key(&req.name);
+        let old = load::<User>(&state.kv, &key)
+            .await
+            .map_err(|e| internal("read the user", e))?;
+        if old.is_some() && !req.reset {
+            return Err(exists(
+                "user",
+                &req.name,
+                "give a new enrolment code with --reset",
+            ));
+        }
+        if old.is_none() && req.reset {
+            return Err(not_found("user", &req.name));
+        }
+        if old.is_none() && req.roles.is_empty() {
+            return Err(bad(
+                "a user without a role reaches nothing: name at least one (\"access\" is there from the start)",
+            ));
+        }
+        let code = hex::encode(rand::random::<[u8; 16]>());
+        let expires_unix = time::now() + ttl(req.ttl_seconds, CODE_TTL)?;
+        let one_time = OneTimeCode {
+            hash: hash_code(&code),
+            expires_unix,
+        };
+        let revision = old.as_ref().map(|o| o.revision);
+        let (roles, traits) = (
+            req.roles,
+            req.traits.into_iter().map(|(k, v)| (k, v.values)).collect(),
+        );
+        let user = match old {
+            None => User {
+                name: req.name,
+                roles,
+                traits,
+                password: None,
+                code: Some(one_time),
+                created_unix: time::now(),
+            },
+            Some(old) => User {
+                roles: if roles.is_empty() {
+                    old.value.roles
+                } else {
+                    roles
+                },
+                traits: if traits.is_empty() {
+                    old.value.traits
+                } else {
+                    traits
+                },
+                code: Some(one_time),
+                // The old password works until the code is used: a reset does not lock anybody out by itself.
+                ..old.value
+            },
+        };
+        match state
+            .kv
+            .compare_and_swap(&key, revision, user.encode())
+            .await
+        {
+            Ok(_) => {}
+            Err(KvError::Conflict { .. }) => {
+                return Err(exists(
+                    "user",
+                    &user.name,
+                    "it was changed at the same moment; try again",
+                ));
+            }
+            Err(e) => return Err(internal("store the user", e)),
+        }
+        let event = state.event(if req.reset {
+            "user.reset"
+        } else {
+            "user.create"
+        });
+        let event = event
+            .with("user", &user.name)
+            .with("roles", &user.roles)
+            .with("traits", &user.traits);
+        state.record(event.with("admin_uid", by)).await;
+        let link = self.link(&user.name, &code).await;
+        Ok(CreateUserResponse {
+            code,
+            link,
+            expires_unix,
+        })
+    }
+
+    /// What a user needs for enrolling; empty while no proxy is known.
+    async fn link(&self, user: &str, code: &str) -> String {
+        let state = &self.0;
+        let configured = state.opts.proxy_public_addr.clone();
+        let addr = match configured {
+            Some(addr) => Some(addr),
+            None => {
+                let agents = records::all::<Agent>(&state.kv).await.unwrap_or_default();
+                agents
+                    .into_iter()
+                    .filter(|a| a.value.kind == "proxy")
+                    .find_map(|a| a.value.names.into_iter().next())
+            }
+        };
+        let Some(addr) = addr else {
+            return String::new();
+        };
+        // Of what a user name may hold, only '+' and '@' mean something in a query.
+        let user = user.replace('+', "%2B").replace('@', "%40");
+        let pins: String = state
+            .authority
+            .pins()
+            .iter()
+            .map(|p| format!("&ca_pin={p}"))
+            .collect();
+        format!(
+            "https://{addr}/enroll?cluster={}&user={user}&code={code}{pins}",
+            state.cluster()
+        )
+    }
+}
+
+/// Stores a new token; the caller audits.
+pub async fn create_token(
+    state: &Shared,
+    req: CreateTokenRequest,
+) -> Result<(JoinToken, Token), Status> {
+    if req.kinds.is_empty() {
+        return Err(bad("a token needs at least one kind, e.g. --kinds ssh"));
+    }
+    for kind in &req.kinds {
+        check_label("kind", kind).map_err(|e| bad(e.to_string()))?;
+        if kind == "auth" || kind == "web" {
+            return Err(refuse(
+                Code::InvalidArgument,
+                reasons::RESERVED,
+                format!("the kind {kind:?} is reserved"),
+            ));
+        }
+    }
+    for name in &req.names {
+        if name.is_empty() || name.len() > 253 {
+            return Err(bad("a name has 1 to 253 characters"));
+        }
+        Glob::new(name).map_err(|e| bad(format!("name {name:?}: {e}")))?;
+    }
+    let now = time::now();
+    let expires_unix = now + ttl(req.ttl_seconds, TOKEN_TTL)?;
+    // Ids are short, for people; another try in the rare case that one is taken.
+    for _ in 0..8 {
+        let token = JoinToken::generate().map_err(|e| internal("create a token", e))?;
+        let record = Token {
+            id: token.id().to_owned(),
+            hash: token.hash(),
+            kinds: req.kinds.clone(),
+            names: req.names.clone(),
+            created_unix: now,
+            expires_unix,
+            uses: (req.uses > 0).then_some(req.uses),
+            used: 0,
+        };
+        let key = Token::key(&record.id);
+        let txn = Txn::new().expect(key.clone(), None).put_for(
+            key,
+            record.encode(),
+            token_record_ttl(&record, now),
+        );
+        match state.kv.commit(txn).await {
+            Ok(_) => return Ok((token, record)),
+            Err(KvError::Conflict { .. }) => {}
+            Err(e) => return Err(internal("store the token", e)),
+        }
+    }
+    Err(internal("create a token", "eight random ids were taken"))
+}
+
+fn ttl(asked: u64, default: u64) -> Result<i64, Status> {
+    let ttl = if asked == 0 { default } else { asked };
+    if ttl > MAX_TTL {
+        return Err(bad("it would live longer than a year"));
+    }
+    Ok(time::seconds(Duration::from_secs(ttl)))
+}
+
+fn exists(kind: &str, name: &str, hint: &str) -> Status {
+    refuse(
+        Code::AlreadyExists,
+        reasons::EXISTS,
+        format!("the {kind} {name:?} exists; {hint}"),
+    )
+}
+
+fn check_target(target: &str) -> Result<(), Status> {
+    let ok = match target.split_once(':') {
+        Some(("user", name)) => check_user_name(name).is_ok(),
+        Some(("host", id)) => check_host_id(id).is_ok(),
+        Some(("service", id)) => id.split_once('/').is_some_and(|(host, s)| {
+            check_host_id(host).is_ok() && check_label("service", s).is_ok()
+        }),
+        _ => false,
+    };
+    if ok {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{target:?} is no lock target; one is user:<name>, host:<host id> or service:<host id>/<service>"
+    )))
+}

@@ -1,0 +1,194 @@
+//! Removing things. What is removed must stop working at once, so agents and users leave a lock behind: their
+//! certificates are still valid, and every agent, proxy and tunnel that watches the locks cuts them.
+
+use postern_access::{Lock, Role};
+use postern_api::status::{reasons, refuse};
+use postern_api::v1::RemoveRequest;
+use postern_identity::{AgentIdentity, check_host_id};
+use tonic::{Code, Status};
+
+use super::{bad, not_found};
+use crate::error::{AuthError, internal};
+use crate::join::release;
+use crate::kv::{KvError, KvExt, Txn};
+use crate::records::{
+    Agent, Announced, At, Host, Resource, Token, User, all, decode, load, lock_host, lock_key,
+    lock_service, lock_user, role_key,
+};
+use crate::state::{Shared, with_lock};
+use crate::time;
+
+const ATTEMPTS: usize = 50;
+
+pub async fn remove(state: &Shared, req: &RemoveRequest, by: Option<u32>) -> Result<(), Status> {
+    let (kind, name) = (req.kind.as_str(), req.name.as_str());
+    let event = match kind {
+        "token" => {
+            let id = name.strip_prefix("pt_").unwrap_or(name);
+            // A whole token was pasted: its id is meant, and its secret belongs into no message.
+            let id = id.split('_').next().unwrap_or(id);
+            delete(state, kind, &format!("pt_{id}"), Token::key(id)).await?;
+            state
+                .event("token.remove")
+                .with("token", format!("pt_{id}"))
+        }
+        "role" => {
+            delete(state, kind, name, role_key(name)).await?;
+            state.event("role.remove").with("role", name)
+        }
+        "lock" => {
+            delete(state, kind, name, lock_key(name)).await?;
+            state.event("lock.remove").with("target", name)
+        }
+        "user" => {
+            remove_user(state, name).await?;
+            state.event("user.remove").with("user", name)
+        }
+        "agent" => {
+            let removed = remove_agent(state, name).await?;
+            state
+                .event("agent.remove")
+                .with("agent", name)
+                .with("services", removed)
+        }
+        other => {
+            return Err(bad(format!(
+                "{other:?} cannot be removed; token, user, role, agent and lock can"
+            )));
+        }
+    };
+    state.record(event.with("admin_uid", by)).await;
+    Ok(())
+}
+
+async fn delete(state: &Shared, kind: &str, name: &str, key: String) -> Result<(), Status> {
+    let failed = |e: KvError| internal(&format!("remove the {kind}"), e);
+    if state.kv.get(&key).await.map_err(failed)?.is_none() {
+        return Err(not_found(kind, name));
+    }
+    state.kv.delete(&key).await.map(|_| ()).map_err(failed)
+}
+
+async fn remove_user(state: &Shared, name: &str) -> Result<(), Status> {
+    let failed = |e: KvError| internal("remove the user", e);
+    let user = load::<User>(&state.kv, &User::key(name))
+        .await
+        .map_err(failed)?;
+    let Some(user) = user else {
+        return Err(not_found("user", name));
+    };
+    // Until the last certificate that the user may hold has expired. Roles may have been shortened since: the
+    // longest life any role allows today, and at least the default.
+    let roles = all::<Role>(&state.kv).await.map_err(failed)?;
+    let longest = roles
+        .iter()
+        .map(|r| r.value.options.max_session_ttl_secs)
+        .max()
+        .unwrap_or(0)
+        .max(12 * 3600);
+    let expires = u64::try_from(time::now())
+        .unwrap_or(0)
+        .saturating_add(longest);
+    let lock = Lock {
+        target: lock_user(name),
+        reason: "the user was removed".into(),
+        expires_unix: Some(expires),
+    };
+    let txn = Txn::new()
+        .expect(User::key(name), Some(user.revision))
+        .delete(User::key(name));
+    state
+        .kv
+        .commit(with_lock(txn, &lock))
+        .await
+        .map(|_| ())
+        .map_err(failed)
+}
+
+/// `<host_id>/<service>`, or `<host_id>` for everything of a host and its grant. Returns the services removed.
+async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status> {
+    let (host_id, service) = name
+        .split_once('/')
+        .map_or((name, None), |(h, s)| (h, Some(s)));
+    check_host_id(host_id).map_err(|e| {
+        bad(format!(
+            "{e}; an agent is named <host id>/<service>, see: postern agents ls"
+        ))
+    })?;
+    for _ in 0..ATTEMPTS {
+        match try_remove_agent(state, host_id, service).await {
+            Ok(removed) if removed.is_empty() => return Err(not_found("agent", name)),
+            Ok(removed) => return Ok(removed),
+            // A join or renewal came between.
+            Err(AuthError::Kv(KvError::Conflict { .. })) => {}
+            Err(e) => return Err(internal("remove the agent", e)),
+        }
+    }
+    Err(refuse(
+        Code::Unavailable,
+        reasons::BUSY,
+        "the agent keeps joining; lock it first with: postern locks create",
+    ))
+}
+
+async fn try_remove_agent(
+    state: &Shared,
+    host_id: &str,
+    service: Option<&str>,
+) -> Result<Vec<String>, AuthError> {
+    let agents = state.kv.range(vec![Agent::prefix(host_id)]).await?.entries;
+    let agents: Vec<At<Agent>> = agents.iter().map(decode).collect::<Result<_, _>>()?;
+    let others = agents
+        .iter()
+        .filter(|a| service.is_some_and(|s| a.value.service != s))
+        .count();
+    let gone: Vec<&At<Agent>> = agents
+        .iter()
+        .filter(|a| service.is_none_or(|s| a.value.service == s))
+        .collect();
+    let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
+    let mut removed: Vec<String> = gone.iter().map(|a| a.value.service.clone()).collect();
+    let whole_host = service.is_none() || others == 0;
+    if removed.is_empty() && !(service.is_none() && host.is_some()) {
+        return Ok(Vec::new());
+    }
+    let target = match service {
+        Some(service) => lock_service(host_id, service),
+        None => lock_host(host_id),
+    };
+    let lock = Lock {
+        target,
+        reason: "removed by an administrator".into(),
+        expires_unix: None,
+    };
+    let mut txn = with_lock(Txn::new(), &lock);
+    for agent in &gone {
+        let a = &agent.value;
+        let key = Agent::key(host_id, &a.service);
+        txn = txn
+            .expect(key.clone(), Some(agent.revision))
+            .delete(key)
+            .delete(Announced::key(host_id, &a.service));
+    }
+    // The last service of a host takes the grant along: nothing is left that it was given for.
+    if let Some(host) = host.filter(|_| whole_host) {
+        txn = txn
+            .expect(Host::key(host_id), Some(host.revision))
+            .delete(Host::key(host_id));
+    }
+    let held = all::<Resource>(&state.kv).await?;
+    for resource in held.iter().filter(|r| r.value.held_by(host_id)) {
+        txn = release(txn, resource, host_id, service);
+    }
+    state.kv.commit(txn).await?;
+    for agent in &gone {
+        state.inventory.forget(&AgentIdentity {
+            host_id: host_id.to_owned(),
+            service: agent.value.service.clone(),
+        });
+    }
+    if removed.is_empty() {
+        removed.push("grant".into());
+    }
+    Ok(removed)
+}

@@ -1,0 +1,408 @@
+//! What agents and proxies call: joining, the watch that feeds their caches, heartbeats, and audit events.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use postern_access::{Lock, Role};
+use postern_api::status::{reasons, refuse};
+use postern_api::v1::agent_service_server::AgentService;
+use postern_api::v1::join_service_server::JoinService;
+use postern_api::v1::{
+    Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Reset, SnapshotEnd,
+    SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
+};
+use postern_audit::Event;
+use postern_identity::check_label;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::{Code, Request, Response, Status};
+use watch_event::Change as What;
+
+use crate::caller::{self, AgentCaller, anonymous, locked_message};
+use crate::error::internal;
+use crate::kv::{Change, KvError};
+use crate::records::{Agent, Announced, AnnouncedResource, Record, Resource, decode, load};
+use crate::state::Shared;
+
+const ALIVE: Duration = Duration::from_secs(10);
+const MAX_RESOURCES: usize = 1000;
+const MAX_LABELS: usize = 64;
+const MAX_EVENTS: usize = 1000;
+const MAX_EVENT_BYTES: usize = 64 * 1024;
+/// Events that tell of what Auth itself does; an agent cannot say them in its place.
+const AUTHS_OWN: [&str; 5] = ["user.", "token.", "role.", "lock.", "agent."];
+
+pub struct Join(pub Shared);
+
+#[tonic::async_trait]
+impl JoinService for Join {
+    async fn join(&self, req: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let from = anonymous(&req);
+        crate::join::join(&self.0, req.get_ref(), from)
+            .await
+            .map(Response::new)
+    }
+}
+
+pub struct Agents(pub Shared);
+
+#[tonic::async_trait]
+impl AgentService for Agents {
+    type WatchStream = BoxStream<'static, Result<WatchEvent, Status>>;
+
+    async fn watch(
+        &self,
+        req: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller::agent(&self.0, &req, "AgentService/Watch").await?;
+        let feed = Feed::new(self.0.clone(), caller, req.get_ref().from_revision);
+        Ok(Response::new(
+            stream::unfold(feed, |mut feed| async move {
+                feed.next().await.map(|e| (e, feed))
+            })
+            .boxed(),
+        ))
+    }
+
+    async fn heartbeat(
+        &self,
+        req: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
+        let caller = caller::agent(&self.0, &req, "AgentService/Heartbeat").await?;
+        heartbeat(&self.0, &caller, req.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn submit_events(
+        &self,
+        req: Request<SubmitEventsRequest>,
+    ) -> Result<Response<SubmitEventsResponse>, Status> {
+        let caller = caller::agent(&self.0, &req, "AgentService/SubmitEvents").await?;
+        submit(&self.0, &caller, req.into_inner())
+            .await
+            .map(Response::new)
+    }
+}
+
+async fn heartbeat(
+    state: &Shared,
+    caller: &AgentCaller,
+    req: HeartbeatRequest,
+) -> Result<HeartbeatResponse, Status> {
+    let bad = |m: String| refuse(Code::InvalidArgument, reasons::BAD_REQUEST, m);
+    let id = &caller.id;
+    if req.resources.len() > MAX_RESOURCES {
+        return Err(bad(format!(
+            "{} resources announced; at most {MAX_RESOURCES}",
+            req.resources.len()
+        )));
+    }
+    if [&req.version, &req.hostname, &req.plugin]
+        .iter()
+        .any(|t| t.len() > 255)
+    {
+        return Err(bad(
+            "version, hostname and plugin have at most 255 bytes".into()
+        ));
+    }
+    let record = load::<Agent>(&state.kv, &Agent::key(&id.host_id, &id.service)).await;
+    let Some(record) = record.map_err(|e| internal("read the agent's record", e))? else {
+        let message = format!(
+            "service {:?} of host {} is not known here: join again",
+            id.service, id.host_id
+        );
+        return Err(refuse(Code::PermissionDenied, reasons::NOT_FOUND, message));
+    };
+    let agent = record.value;
+    if req.kind != agent.kind {
+        return Err(bad(format!(
+            "service {:?} joined as kind {:?}, not {:?}: join again",
+            id.service, agent.kind, req.kind
+        )));
+    }
+    let keys = req
+        .resources
+        .iter()
+        .map(|r| Resource::key(&agent.kind, &r.name))
+        .collect();
+    let held = state
+        .kv
+        .get_many(keys)
+        .await
+        .map_err(|e| internal("read the resources", e))?;
+    let mut response = HeartbeatResponse::default();
+    let mut accepted = BTreeMap::new();
+    for (resource, held) in req.resources.into_iter().zip(held) {
+        let held = held
+            .as_ref()
+            .map(decode::<Resource>)
+            .transpose()
+            .map_err(|e| internal("read a resource", e))?;
+        let ours = held.is_some_and(|h| h.value.held_by(&id.host_id));
+        let why = if !agent.names.contains(&resource.name)
+            || check_label("resource name", &resource.name).is_err()
+        {
+            Some("the service's certificate does not name it: join again with it".to_owned())
+        } else if !ours {
+            Some("it belongs to another host".to_owned())
+        } else {
+            labels_refused(&resource.labels)
+        };
+        match why {
+            Some(why) => {
+                response
+                    .reasons
+                    .push(format!("resource {:?}: {why}", resource.name));
+                response.refused.push(resource.name);
+            }
+            None => {
+                let kept = AnnouncedResource {
+                    name: resource.name.clone(),
+                    labels: resource.labels,
+                    direct: resource.direct,
+                };
+                accepted.insert(resource.name, kept);
+            }
+        }
+    }
+    let announced = Announced {
+        host_id: id.host_id.clone(),
+        service: id.service.clone(),
+        kind: agent.kind,
+        hostname: req.hostname,
+        version: req.version,
+        plugin: req.plugin,
+        resources: accepted.into_values().collect(),
+    };
+    let rtt = if req.tunnel_rtt_ms.is_finite() {
+        req.tunnel_rtt_ms.max(0.0)
+    } else {
+        0.0
+    };
+    state
+        .inventory
+        .heard(id, announced, rtt)
+        .await
+        .map_err(|e| internal("store the announcement", e))?;
+    Ok(response)
+}
+
+fn labels_refused(labels: &BTreeMap<String, String>) -> Option<String> {
+    if labels.len() > MAX_LABELS {
+        return Some(format!(
+            "it has {} labels; at most {MAX_LABELS}",
+            labels.len()
+        ));
+    }
+    let long = labels
+        .iter()
+        .find(|(k, v)| k.is_empty() || k.len() > 128 || v.len() > 256);
+    long.map(|(k, _)| {
+        format!(
+            "its label {:.40?} is empty or longer than 128 bytes (value: 256)",
+            k
+        )
+    })
+}
+
+async fn submit(
+    state: &Shared,
+    caller: &AgentCaller,
+    req: SubmitEventsRequest,
+) -> Result<SubmitEventsResponse, Status> {
+    if req.events_json.len() > MAX_EVENTS {
+        let message = format!(
+            "{} events at once; at most {MAX_EVENTS}",
+            req.events_json.len()
+        );
+        return Err(refuse(Code::InvalidArgument, reasons::BAD_REQUEST, message));
+    }
+    let mut events = Vec::with_capacity(req.events_json.len());
+    for json in &req.events_json {
+        match accept(json) {
+            Ok(event) => events.push(
+                // Whatever the event says: it is about its sender.
+                event
+                    .with("cluster", state.cluster())
+                    .with("host_id", &caller.id.host_id)
+                    .with("service", &caller.id.service),
+            ),
+            // It would be refused for ever: it must not stop those behind it.
+            Err(why) => {
+                let who = format!("event {}/{}", caller.id.host_id, caller.id.service);
+                if state.refusal_limit.take(who).is_ok() {
+                    tracing::warn!(
+                        host = caller.id.host_id,
+                        service = caller.id.service,
+                        "audit event refused: {why}"
+                    );
+                }
+            }
+        }
+    }
+    let stored_uids = events.iter().map(|e| e.uid.clone()).collect();
+    state
+        .audit
+        .append(events)
+        .await
+        .map_err(|e| internal("store the audit events", e))?;
+    Ok(SubmitEventsResponse { stored_uids })
+}
+
+fn accept(json: &str) -> Result<Event, String> {
+    if json.len() > MAX_EVENT_BYTES {
+        return Err(format!("{} bytes; at most {MAX_EVENT_BYTES}", json.len()));
+    }
+    let event: Event = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    uuid::Uuid::parse_str(&event.uid).map_err(|e| format!("uid: {e}"))?;
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    if event.event.is_empty() || event.event.len() > 64 || !event.event.bytes().all(plain) {
+        return Err("its name is not 1 to 64 of a-z 0-9 . _ -".into());
+    }
+    if AUTHS_OWN.iter().any(|own| event.event.starts_with(own)) {
+        return Err(format!("{} is said by the Auth Service only", event.event));
+    }
+    Ok(event)
+}
+
+/// The watch of one agent or proxy: a snapshot, then every change. It ends when the caller's certificate expires
+/// or the caller is locked.
+struct Feed {
+    state: Shared,
+    caller: AgentCaller,
+    /// `None`: list again first.
+    changes: Option<BoxStream<'static, Result<Change, KvError>>>,
+    ready: VecDeque<WatchEvent>,
+    revision: u64,
+    alive: Interval,
+    expires: Instant,
+    last: Option<Status>,
+    ended: bool,
+}
+
+impl Feed {
+    fn new(state: Shared, caller: AgentCaller, from: u64) -> Self {
+        let left = caller
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        let mut alive = tokio::time::interval(ALIVE);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut feed = Feed {
+            state,
+            caller,
+            changes: None,
+            ready: VecDeque::new(),
+            revision: from,
+            alive,
+            expires: Instant::now() + left,
+            last: None,
+            ended: false,
+        };
+        if from > 0 {
+            feed.changes = Some(feed.state.kv.watch(feed.prefixes(), from));
+        }
+        feed
+    }
+
+    /// Proxies route and cut; they decide about no session and need no roles.
+    fn prefixes(&self) -> Vec<String> {
+        let mut prefixes = vec![Lock::PREFIX.to_owned()];
+        if !self.caller.is_proxy() {
+            prefixes.push(Role::PREFIX.to_owned());
+        }
+        prefixes
+    }
+
+    async fn next(&mut self) -> Option<Result<WatchEvent, Status>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if let Some(status) = self.last.take() {
+                self.ended = true;
+                return Some(Err(status));
+            }
+            if self.ended {
+                return None;
+            }
+            let Some(changes) = &mut self.changes else {
+                if let Err(e) = self.list().await {
+                    self.last = Some(internal("list roles and locks", e));
+                }
+                continue;
+            };
+            tokio::select! {
+                () = self.state.shutdown.cancelled() => {
+                    self.last = Some(refuse(Code::Unavailable, reasons::BUSY, "the Auth Service is stopping; watch again"));
+                }
+                () = tokio::time::sleep_until(self.expires) => {
+                    let message = "the certificate of this connection has expired; connect again with the renewed one";
+                    self.last = Some(refuse(Code::Unauthenticated, reasons::BAD_CERTIFICATE, message));
+                }
+                change = changes.next() => match change {
+                    Some(Ok(change)) => self.changed(change),
+                    Some(Err(KvError::Compacted { .. })) => self.changes = None,
+                    Some(Err(e)) => self.last = Some(internal("watch roles and locks", e)),
+                    None => self.ended = true,
+                },
+                _ = self.alive.tick() => self.push(What::Alive(Alive {})),
+            }
+        }
+    }
+
+    async fn list(&mut self) -> Result<(), KvError> {
+        let snapshot = self.state.kv.range(self.prefixes()).await?;
+        self.revision = snapshot.revision;
+        self.push(What::Reset(Reset {}));
+        self.push(What::TrustJson(self.state.authority.trust_json()));
+        for entry in snapshot.entries {
+            self.changed(Change {
+                revision: snapshot.revision,
+                key: entry.key,
+                value: Some(entry.value),
+            });
+        }
+        self.push(What::SnapshotEnd(SnapshotEnd {}));
+        self.changes = Some(self.state.kv.watch(self.prefixes(), snapshot.revision));
+        Ok(())
+    }
+
+    fn changed(&mut self, change: Change) {
+        self.revision = change.revision;
+        let json = change
+            .value
+            .map(String::from_utf8)
+            .transpose()
+            .unwrap_or_else(|e| {
+                tracing::error!(key = change.key, "not text: {e}");
+                None
+            });
+        if let Some(name) = change.key.strip_prefix(Role::PREFIX) {
+            self.push(json.map_or_else(|| What::RoleRemoved(name.to_owned()), What::RoleJson));
+        } else if let Some(target) = change.key.strip_prefix(Lock::PREFIX) {
+            let lock = json
+                .as_deref()
+                .and_then(|j| serde_json::from_str::<Lock>(j).ok());
+            if let Some(lock) =
+                lock.filter(|_| self.caller.lock_targets().iter().any(|t| t == target))
+            {
+                self.last = Some(refuse(
+                    Code::PermissionDenied,
+                    reasons::LOCKED,
+                    locked_message(&lock),
+                ));
+            }
+            self.push(json.map_or_else(|| What::LockRemoved(target.to_owned()), What::LockJson));
+        }
+    }
+
+    fn push(&mut self, what: What) {
+        self.ready.push_back(WatchEvent {
+            revision: self.revision,
+            change: Some(what),
+        });
+    }
+}

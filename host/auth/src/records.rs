@@ -1,0 +1,278 @@
+//! What is stored under which key. Values are JSON: an operator may have to read them one day.
+
+use std::collections::BTreeMap;
+
+use globset::Glob;
+use postern_access::{Lock, Role};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::kv::{Entry, KvError, KvExt, SharedKv, Snapshot};
+
+/// Something stored under keys that begin with [`Record::PREFIX`].
+pub trait Record: Serialize + DeserializeOwned {
+    const PREFIX: &'static str;
+
+    fn encode(&self) -> Vec<u8> {
+        // Our own types without maps of odd keys: serialising them cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// A record with the revision that a transaction may expect.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    pub value: T,
+    pub revision: u64,
+}
+
+pub fn decode<T: Record>(entry: &Entry) -> Result<At<T>, KvError> {
+    let value = serde_json::from_slice(&entry.value).map_err(|e| KvError::Corrupt {
+        key: entry.key.clone(),
+        why: e.to_string(),
+    })?;
+    Ok(At {
+        value,
+        revision: entry.revision,
+    })
+}
+
+pub async fn load<T: Record>(kv: &SharedKv, key: &str) -> Result<Option<At<T>>, KvError> {
+    kv.get(key).await?.as_ref().map(decode).transpose()
+}
+
+/// All records of a type, by key. One that is unreadable is left out, loudly: it must not hide the others.
+pub async fn all<T: Record>(kv: &SharedKv) -> Result<Vec<At<T>>, KvError> {
+    Ok(readable(&kv.range(vec![T::PREFIX.to_owned()]).await?))
+}
+
+fn readable<T: Record>(snapshot: &Snapshot) -> Vec<At<T>> {
+    let mut records = Vec::with_capacity(snapshot.entries.len());
+    for entry in &snapshot.entries {
+        match decode(entry) {
+            Ok(record) => records.push(record),
+            Err(e) => tracing::error!("{e}"),
+        }
+    }
+    records
+}
+
+/// `/token/<id>`. The key expires some time after the token, so that a late join still hears "expired".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub id: String,
+    /// SHA-256 of the secret, hex.
+    pub hash: String,
+    pub kinds: Vec<String>,
+    /// Names or globs; empty: any name that nobody owns.
+    pub names: Vec<String>,
+    pub created_unix: i64,
+    pub expires_unix: i64,
+    /// `None`: unlimited.
+    pub uses: Option<u32>,
+    pub used: u32,
+}
+
+impl Token {
+    pub fn key(id: &str) -> String {
+        format!("/token/{id}")
+    }
+}
+
+/// `/user/<name>`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub roles: Vec<String>,
+    #[serde(default)]
+    pub traits: BTreeMap<String, Vec<String>>,
+    /// argon2id, PHC string; `None` until enrolled.
+    pub password: Option<String>,
+    /// The enrolment code that is out, if any.
+    pub code: Option<Code>,
+    pub created_unix: i64,
+}
+
+/// A one-time code: SHA-256 in hex (it is random, so that a plain hash is right).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    pub hash: String,
+    pub expires_unix: i64,
+}
+
+impl User {
+    pub fn key(name: &str) -> String {
+        format!("/user/{name}")
+    }
+}
+
+/// What one token let a host do. Kept apart per token: the union of kinds with the union of names would be wider
+/// than what anybody granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub kinds: Vec<String>,
+    pub names: Vec<String>,
+    /// Public id of the token.
+    pub token: String,
+}
+
+impl Grant {
+    pub fn covers_kind(&self, kind: &str) -> bool {
+        self.kinds.iter().any(|k| k == kind)
+    }
+
+    /// Whether `name` is among the listed names and globs: what allows sharing a name with another host.
+    pub fn lists(&self, kind: &str, name: &str) -> bool {
+        self.covers_kind(kind) && self.names.iter().any(|p| glob_matches(p, name))
+    }
+
+    pub fn covers(&self, kind: &str, name: &str) -> bool {
+        self.covers_kind(kind) && (self.names.is_empty() || self.lists(kind, name))
+    }
+}
+
+fn glob_matches(pattern: &str, name: &str) -> bool {
+    pattern == name || Glob::new(pattern).is_ok_and(|g| g.compile_matcher().is_match(name))
+}
+
+/// `/host/<host_id>`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Host {
+    pub host_id: String,
+    pub grants: Vec<Grant>,
+    /// The latest expiry of any certificate of this host: the rejoin window counts from here.
+    pub not_after_unix: i64,
+    pub created_unix: i64,
+}
+
+impl Host {
+    pub fn key(host_id: &str) -> String {
+        format!("/host/{host_id}")
+    }
+}
+
+/// `/agent/<host_id>/<service>`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    pub host_id: String,
+    pub service: String,
+    pub kind: String,
+    pub names: Vec<String>,
+    pub generation: u64,
+    /// Of the last answered join (hex), what it asked for, and the answer (encoded, hex, without the trust
+    /// bundle): a host that crashed before it read the answer asks again and gets the same.
+    pub nonce: String,
+    pub asked: String,
+    pub answer: String,
+    pub not_after_unix: i64,
+    pub joined_unix: i64,
+    pub version: String,
+}
+
+impl Agent {
+    pub fn key(host_id: &str, service: &str) -> String {
+        format!("/agent/{host_id}/{service}")
+    }
+
+    /// All services of a host.
+    pub fn prefix(host_id: &str) -> String {
+        format!("/agent/{host_id}/")
+    }
+}
+
+/// `/resource/<kind>/<name>`: who serves a name. The first is the owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resource {
+    pub kind: String,
+    pub name: String,
+    pub holders: Vec<Holder>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub host_id: String,
+    pub service: String,
+}
+
+impl Resource {
+    pub fn key(kind: &str, name: &str) -> String {
+        format!("/resource/{kind}/{name}")
+    }
+
+    pub fn held_by(&self, host_id: &str) -> bool {
+        self.holders.iter().any(|h| h.host_id == host_id)
+    }
+}
+
+/// `/inventory/<host_id>/<service>`: what a service announced last. When it was last heard of is kept in memory:
+/// an fsync per heartbeat would buy nothing.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Announced {
+    pub host_id: String,
+    pub service: String,
+    pub kind: String,
+    pub hostname: String,
+    pub version: String,
+    pub plugin: String,
+    pub resources: Vec<AnnouncedResource>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AnnouncedResource {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub direct: bool,
+}
+
+impl Announced {
+    pub fn key(host_id: &str, service: &str) -> String {
+        format!("/inventory/{host_id}/{service}")
+    }
+}
+
+/// `/role/<name>`
+pub fn role_key(name: &str) -> String {
+    format!("{}{name}", Role::PREFIX)
+}
+
+/// `/lock/<target>`
+pub fn lock_key(target: &str) -> String {
+    format!("{}{target}", Lock::PREFIX)
+}
+
+pub fn lock_host(host_id: &str) -> String {
+    format!("host:{host_id}")
+}
+
+pub fn lock_service(host_id: &str, service: &str) -> String {
+    format!("service:{host_id}/{service}")
+}
+
+pub fn lock_user(name: &str) -> String {
+    format!("user:{name}")
+}
+
+impl Record for Token {
+    const PREFIX: &'static str = "/token/";
+}
+impl Record for User {
+    const PREFIX: &'static str = "/user/";
+}
+impl Record for Host {
+    const PREFIX: &'static str = "/host/";
+}
+impl Record for Agent {
+    const PREFIX: &'static str = "/agent/";
+}
+impl Record for Resource {
+    const PREFIX: &'static str = "/resource/";
+}
+impl Record for Announced {
+    const PREFIX: &'static str = "/inventory/";
+}
+impl Record for Role {
+    const PREFIX: &'static str = "/role/";
+}
+impl Record for Lock {
+    const PREFIX: &'static str = "/lock/";
+}

@@ -1,0 +1,168 @@
+//! What the services of the Auth Service share. Each part owns its own state; this only holds them together.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use postern_access::{Lock, Role, Rule};
+use postern_audit::Event;
+use postern_identity::UserIdentity;
+use tokio_util::sync::CancellationToken;
+
+use crate::AuthOptions;
+use crate::audit_log::AuditLog;
+use crate::authority::Authority;
+use crate::error::AuthError;
+use crate::inventory::Inventory;
+use crate::kv::{KvError, KvExt, SharedKv, Txn};
+use crate::limits::Limiter;
+use crate::password::Passwords;
+use crate::records::{self, Record, lock_key, role_key};
+use crate::time;
+
+pub type Shared = Arc<State>;
+
+/// See the module.
+pub struct State {
+    pub opts: AuthOptions,
+    pub kv: SharedKv,
+    pub audit: AuditLog,
+    pub authority: Authority,
+    pub inventory: Inventory,
+    pub passwords: Passwords,
+    /// Failed logins and enrolments by user and address. Behind a proxy that passes Auth through, the address is the
+    /// proxy's: then this is by user.
+    pub login_limit: Limiter<(String, IpAddr)>,
+    /// Failed logins, enrolments and joins of unknown hosts by address.
+    pub peer_limit: Limiter<IpAddr>,
+    /// Refusals written to the audit log, by caller: a locked agent calls every few seconds.
+    pub refusal_limit: Limiter<String>,
+    pub shutdown: CancellationToken,
+}
+
+impl State {
+    pub fn new(
+        opts: AuthOptions,
+        kv: SharedKv,
+        audit: AuditLog,
+        authority: Authority,
+        inventory: Inventory,
+        passwords: Passwords,
+        shutdown: CancellationToken,
+    ) -> Self {
+        State {
+            opts,
+            kv,
+            audit,
+            authority,
+            inventory,
+            passwords,
+            login_limit: Limiter::new(5, Duration::from_secs(10)),
+            peer_limit: Limiter::new(200, Duration::from_millis(200)),
+            refusal_limit: Limiter::new(3, Duration::from_secs(60)),
+            shutdown,
+        }
+    }
+
+    pub fn cluster(&self) -> &str {
+        &self.opts.cluster
+    }
+
+    /// An event of Auth's own.
+    pub fn event(&self, name: &str) -> Event {
+        Event::new(name).with("cluster", &self.opts.cluster)
+    }
+
+    /// Stores an event. What it tells of has happened: a log that cannot be written is an operator's problem, told
+    /// in the service log, and no reason to say that it has not.
+    pub async fn record(&self, event: Event) {
+        let name = event.event.clone();
+        if let Err(e) = self.audit.append(vec![event]).await {
+            tracing::error!(event = name, "cannot store an audit event: {e}");
+        }
+    }
+
+    /// The first of these locks that is in force.
+    pub async fn locked(&self, targets: &[String]) -> Result<Option<Lock>, KvError> {
+        let keys = targets.iter().map(|t| lock_key(t)).collect();
+        let now = u64::try_from(time::now()).unwrap_or(0);
+        for entry in self.kv.get_many(keys).await?.into_iter().flatten() {
+            let lock = records::decode::<Lock>(&entry)?.value;
+            if lock.expires_unix.is_none_or(|at| at > now) {
+                return Ok(Some(lock));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The roles with these names that exist. A name without a role allows nothing.
+    pub async fn roles(&self, names: &[String]) -> Result<Vec<Role>, KvError> {
+        let keys = names.iter().map(|n| role_key(n)).collect();
+        let entries = self.kv.get_many(keys).await?;
+        entries
+            .into_iter()
+            .flatten()
+            .map(|e| Ok(records::decode::<Role>(&e)?.value))
+            .collect()
+    }
+
+    /// The logins that the roles allow this user by name.
+    pub fn logins(user: &UserIdentity, roles: &[Role]) -> Vec<String> {
+        let subject = postern_access::Subject {
+            user: &user.name,
+            roles,
+            traits: &user.traits,
+        };
+        postern_access::allowed_principals(&subject, "ssh", "logins")
+    }
+
+    /// Puts a lock; with an expiry it lifts itself.
+    pub async fn put_lock(&self, lock: &Lock) -> Result<(), KvError> {
+        self.kv
+            .commit(with_lock(Txn::new(), lock))
+            .await
+            .map(|_| ())
+    }
+}
+
+/// Adds a lock to a transaction.
+pub fn with_lock(txn: Txn, lock: &Lock) -> Txn {
+    let key = lock_key(&lock.target);
+    match lock.expires_unix {
+        None => txn.put(key, lock.encode()),
+        Some(at) => {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+            txn.put_for(
+                key,
+                lock.encode(),
+                at.duration_since(SystemTime::now()).unwrap_or_default(),
+            )
+        }
+    }
+}
+
+/// The roles of a new cluster.
+pub async fn put_default_roles(kv: &SharedKv) -> Result<(), AuthError> {
+    let any = BTreeMap::from([("*".to_owned(), vec!["*".to_owned()])]);
+    let ssh = Rule {
+        labels: any.clone(),
+        principals: BTreeMap::from([("logins".to_owned(), vec!["{{internal.logins}}".to_owned()])]),
+    };
+    let tcp = Rule {
+        labels: any,
+        principals: BTreeMap::new(),
+    };
+    let access = Role {
+        name: "access".to_owned(),
+        allow: BTreeMap::from([("ssh".to_owned(), ssh), ("tcp".to_owned(), tcp)]),
+        ..Role::default()
+    };
+    match kv
+        .compare_and_swap(&role_key(&access.name), None, access.encode())
+        .await
+    {
+        Ok(_) | Err(KvError::Conflict { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,124 @@
+//! What users call: which resources are there for them, and who they are.
+
+use std::collections::BTreeMap;
+
+use postern_access::{Decision, Role, Subject, Target, decide};
+use postern_api::v1::user_service_server::UserService;
+use postern_api::v1::{
+    ListResourcesRequest, ListResourcesResponse, ResourceView, StatusRequest, StatusResponse,
+};
+use postern_identity::{ResourceId, UserIdentity};
+use tonic::{Request, Response, Status};
+
+use crate::caller;
+use crate::error::internal;
+use crate::state::{Shared, State};
+
+pub struct Users(pub Shared);
+
+#[tonic::async_trait]
+impl UserService for Users {
+    async fn list_resources(
+        &self,
+        req: Request<ListResourcesRequest>,
+    ) -> Result<Response<ListResourcesResponse>, Status> {
+        let user = caller::user(&self.0, &req, "UserService/ListResources").await?;
+        let roles = self
+            .0
+            .roles(&user.roles)
+            .await
+            .map_err(|e| internal("read the roles", e))?;
+        Ok(Response::new(ListResourcesResponse {
+            resources: visible(&self.0, &user, &roles, req.get_ref()),
+        }))
+    }
+
+    async fn status(
+        &self,
+        req: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let user = caller::user(&self.0, &req, "UserService/Status").await?;
+        let roles = self
+            .0
+            .roles(&user.roles)
+            .await
+            .map_err(|e| internal("read the roles", e))?;
+        let logins = State::logins(&user, &roles);
+        let cluster = self.0.cluster().to_owned();
+        Ok(Response::new(StatusResponse {
+            user: user.name,
+            roles: user.roles,
+            logins,
+            cluster,
+        }))
+    }
+}
+
+/// Resources that a role lets this user see. Each agent decides by its own labels; one that lets him in is enough.
+fn visible(
+    state: &Shared,
+    user: &UserIdentity,
+    roles: &[Role],
+    wanted: &ListResourcesRequest,
+) -> Vec<ResourceView> {
+    let subject = Subject {
+        user: &user.name,
+        roles,
+        traits: &user.traits,
+    };
+    let mut views: BTreeMap<(String, String), ResourceView> = BTreeMap::new();
+    for (_, seen) in state.inventory.all() {
+        let kind = &seen.announced.kind;
+        if !wanted.kind.is_empty() && wanted.kind != *kind {
+            continue;
+        }
+        for resource in &seen.announced.resources {
+            let target = Target {
+                kind,
+                name: &resource.name,
+                labels: &resource.labels,
+            };
+            let matches = wanted
+                .labels
+                .iter()
+                .all(|(k, v)| resource.labels.get(k) == Some(v));
+            if !matches || !matches!(decide(&subject, &target, &[]), Decision::Allow { .. }) {
+                continue;
+            }
+            let logins: Vec<String> = postern_access::allowed_principals(&subject, kind, "logins")
+                .into_iter()
+                .filter(|l| {
+                    matches!(
+                        decide(&subject, &target, &[("logins", l)]),
+                        Decision::Allow { .. }
+                    )
+                })
+                .collect();
+            let id = ResourceId {
+                kind: kind.clone(),
+                name: resource.name.clone(),
+            };
+            let view = views
+                .entry((kind.clone(), resource.name.clone()))
+                .or_insert_with(|| ResourceView {
+                    dns: id.dns(state.cluster()),
+                    kind: id.kind,
+                    name: id.name,
+                    ..ResourceView::default()
+                });
+            // Where agents disagree about labels, a healthy one is believed.
+            if view.agents == 0 {
+                view.labels = resource.labels.clone();
+            }
+            if seen.healthy() {
+                view.agents += 1;
+                view.healthy = true;
+            }
+            view.direct |= resource.direct;
+            view.logins.extend(logins);
+            view.logins.sort_unstable();
+            view.logins.dedup();
+        }
+    }
+    views.into_values().collect()
+}
