@@ -14,7 +14,7 @@ pub trait Guard: Send + 'static {
 }
 
 /// Makes a [`Guard`] for a session once its user is known.
-pub trait GuardSource: Send + 'static {
+pub trait GuardSource: Send + Sync + 'static {
     type Guard: Guard;
     /// The error is worded for the user (a refusal) or the operator (a failure).
     fn open(

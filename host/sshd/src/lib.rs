@@ -9,6 +9,16 @@
 //! its pipes or PTY back, `pump` moves the bytes, `flow` keeps a slow process from blocking the rest of the connection.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod audit;
+mod channel;
+mod flow;
+mod forward;
+mod handler;
+mod io;
+mod launch;
+mod login;
+mod pump;
+mod shared;
 mod types;
 
 pub use types::{
