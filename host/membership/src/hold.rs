@@ -1,0 +1,137 @@
+//! Keeps one member's credentials alive: joins, retries, renews at half-life (D3).
+
+use crate::backoff;
+use crate::credentials::Credentials;
+use crate::join::{JoinError, Joiner};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often a changed token is looked for while a join is being refused.
+const TOKEN_POLL: Duration = Duration::from_millis(500);
+/// A refusal seldom heals by itself: no need to ask as often as after a broken connection.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a member holds, and how its joining goes.
+#[derive(Clone, Default)]
+pub struct Holding {
+    /// The newest credentials; valid ones, unless Auth has been away for long.
+    pub credentials: Option<Arc<Credentials>>,
+    /// Why the last attempt failed, until one succeeds.
+    pub failed: Option<String>,
+}
+
+impl Holding {
+    /// Waits for credentials newer than those last seen through `rx`.
+    pub async fn next(rx: &mut watch::Receiver<Holding>) -> Arc<Credentials> {
+        let seen = rx.borrow_and_update().credentials.clone();
+        loop {
+            if rx.changed().await.is_err() {
+                // Nobody holds any more: the member is going down, and its tasks with it.
+                std::future::pending::<()>().await;
+            }
+            let now = rx.borrow_and_update().credentials.clone();
+            match (&seen, now) {
+                (Some(old), Some(new)) if Arc::ptr_eq(old, &new) => {}
+                (_, Some(new)) => return new,
+                (_, None) => {}
+            }
+        }
+    }
+
+    /// The credentials held now, or the first ones.
+    pub async fn first(rx: &mut watch::Receiver<Holding>) -> Arc<Credentials> {
+        let now = rx.borrow_and_update().credentials.clone();
+        match now {
+            Some(credentials) => credentials,
+            None => Self::next(rx).await,
+        }
+    }
+}
+
+/// Runs until dropped; `tx` always has the newest credentials.
+pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>) {
+    let mut held = stored(&joiner, &tx);
+    if let Some(c) = &held
+        && c.fit(&joiner.kind, &joiner.names)
+        && !c.expired()
+    {
+        publish(&tx, c);
+    }
+    loop {
+        let renew_in = match &held {
+            Some(c) if c.fit(&joiner.kind, &joiner.names) && !c.expired() => c.until_renewal(),
+            _ => Duration::ZERO,
+        };
+        tokio::time::sleep(renew_in).await;
+        let fresh = obtain(&joiner, held.as_ref(), &tx).await;
+        publish(&tx, &fresh);
+        held = Some(fresh);
+    }
+}
+
+fn stored(joiner: &Joiner, tx: &watch::Sender<Holding>) -> Option<Credentials> {
+    match joiner.dir.credentials() {
+        Ok(held) => held,
+        Err(e) => {
+            // The host key still proves who we are: the grant lets us join anew.
+            tracing::error!(service = joiner.service, "{e}; joining anew");
+            tx.send_modify(|h| h.failed = Some(e.to_string()));
+            None
+        }
+    }
+}
+
+/// Asks until it is answered. What is still valid goes on being used meanwhile.
+async fn obtain(
+    joiner: &Joiner,
+    mut held: Option<&Credentials>,
+    tx: &watch::Sender<Holding>,
+) -> Credentials {
+    let mut pause = backoff();
+    let mut refused = 0u32;
+    loop {
+        let error = match joiner.join(held).await {
+            Ok(fresh) => {
+                let (service, kind) = (&joiner.service, &joiner.kind);
+                tracing::info!(service, kind, generation = fresh.generation, "joined");
+                metrics::counter!("postern_joins_total", "outcome" => "ok").increment(1);
+                return fresh;
+            }
+            Err(e) => e,
+        };
+        metrics::counter!("postern_joins_total", "outcome" => "failed").increment(1);
+        tracing::warn!("{error}");
+        tx.send_modify(|h| h.failed = Some(error.to_string()));
+        let mut wait = pause.next().unwrap_or(Duration::from_secs(8));
+        if matches!(error, JoinError::Refused(_)) {
+            // What expired beyond rejoin_window can't be renewed; a token or the grant may still let us in.
+            if held.is_some_and(Credentials::expired) {
+                held = None;
+            }
+            refused += 1;
+            wait = wait.max(REFUSED_PAUSE.min(Duration::from_secs(1 << refused.min(6))));
+        }
+        wait_or_new_token(joiner, wait).await;
+    }
+}
+
+/// Sleeps, but not on after the token or its file has changed.
+async fn wait_or_new_token(joiner: &Joiner, wait: Duration) {
+    let until = Instant::now() + wait;
+    let before = joiner.token_seen();
+    while Instant::now() < until {
+        tokio::time::sleep_until(until.min(Instant::now() + TOKEN_POLL)).await;
+        if joiner.token_seen() != before {
+            return;
+        }
+    }
+}
+
+fn publish(tx: &watch::Sender<Holding>, c: &Credentials) {
+    tx.send_replace(Holding {
+        credentials: Some(Arc::new(c.clone())),
+        failed: None,
+    });
+}

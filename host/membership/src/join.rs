@@ -1,0 +1,203 @@
+//! Joining and renewing one service (D3): the same call, signed with the host key.
+
+use crate::credentials::{Credentials, MemberDir};
+use postern_api::{join as signing, status, v1};
+use postern_config::JoinParams;
+use postern_identity::{CaKind, CaPin, HostKey, TrustBundle, store::StoreError, tls};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+/// How long one attempt may take, dialling included.
+const ATTEMPT: Duration = Duration::from_secs(15);
+
+/// Everything a service needs to ask for its credentials.
+pub struct Joiner {
+    pub cluster: String,
+    /// Where Auth is reached: itself, or a proxy that passes `auth.<cluster>` through.
+    pub addr: String,
+    pub service: String,
+    pub kind: String,
+    pub names: Vec<String>,
+    pub host_key: Arc<HostKey>,
+    pub token: TokenSource,
+    pub root: RootOfTrust,
+    pub dir: MemberDir,
+}
+
+/// Where a join token comes from.
+pub enum TokenSource {
+    /// Within the grant no token is needed.
+    None,
+    /// As configured; a token file is read at each attempt.
+    Params(JoinParams),
+    /// Made in this process, by the Auth Service beside us.
+    Minted(Zeroizing<String>),
+}
+
+/// By what Auth is recognised before the service holds a trust bundle of its own.
+#[derive(Clone)]
+pub enum RootOfTrust {
+    Pins(Vec<CaPin>),
+    /// Auth runs in this process.
+    Local(TrustBundle),
+}
+
+/// Why a service has no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("{0}")]
+    Refused(String),
+    #[error(
+        "service {service:?}: Auth can't be reached at {addr}: {why}; will be tried again"
+    )]
+    Unreachable {
+        service: String,
+        addr: String,
+        why: String,
+    },
+    #[error("service {service:?}: {source}")]
+    Token {
+        service: String,
+        source: postern_config::TokenError,
+    },
+    #[error("service {service:?}: {source}")]
+    Store {
+        service: String,
+        source: StoreError,
+    },
+    #[error("service {service:?}: Auth's answer can't be used: {why}")]
+    Answer { service: String, why: String },
+    #[error("service {service:?}: {why}")]
+    Tls { service: String, why: String },
+}
+
+impl Joiner {
+    /// Joins, or renews what is `held`. A token is sent only where nothing is held yet,
+    /// and only after Auth's chain matched the pin.
+    pub async fn join(&self, held: Option<&Credentials>) -> Result<Credentials, JoinError> {
+        let generation = held.map_or(0, |c| c.generation);
+        let pending = self
+            .dir
+            .pending(&self.kind, &self.names, generation)
+            .map_err(|source| self.store(source))?;
+        let token = if held.is_none_or(|c| !c.fit(&self.kind, &self.names)) {
+            match self.token() {
+                Ok(token) => token,
+                // The host's grant may do without one (a token file is often removed after use).
+                Err(e) if held.is_some() => {
+                    tracing::debug!("{e}");
+                    String::new()
+                }
+                Err(e) => return Err(e),
+            }
+        } else {
+            String::new()
+        };
+        let keys = pending.keys();
+        let mut request = v1::JoinRequest {
+            cluster: self.cluster.clone(),
+            host_public_key: self.host_key.public(),
+            service: self.service.clone(),
+            kind: self.kind.clone(),
+            names: self.names.clone(),
+            token,
+            nonce: hex::decode(&pending.nonce).unwrap_or_default(),
+            generation,
+            spki: keys.spki(),
+            ssh_public_key: keys.ssh_public(),
+            signed_at_unix: i64::try_from(crate::unix_now()).unwrap_or(0),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            signature: Vec::new(),
+        };
+        signing::sign(&mut request, &self.host_key);
+        let mut client =
+            v1::join_service_client::JoinServiceClient::new(self.channel(held.map(|c| &c.trust))?);
+        let answer = tokio::time::timeout(ATTEMPT, client.join(request)).await;
+        let answer = match answer {
+            Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
+            Ok(Err(s)) if transient(&s) => return Err(self.unreachable(status::describe(&s))),
+            Ok(Err(s)) => {
+                self.dir.forget_pending();
+                return Err(JoinError::Refused(s.message().to_owned()));
+            }
+            Ok(Ok(answer)) => answer.into_inner(),
+        };
+        let trust: TrustBundle =
+            serde_json::from_str(&answer.trust_json).map_err(|e| JoinError::Answer {
+                service: self.service.clone(),
+                why: e.to_string(),
+            })?;
+        let credentials = Credentials::new(&pending, answer, trust);
+        self.dir
+            .accept(&credentials)
+            .map_err(|source| self.store(source))?;
+        Ok(credentials)
+    }
+
+    /// A digest of the token as it is configured now: a change of it is worth an attempt at once.
+    pub fn token_seen(&self) -> Option<String> {
+        self.token().ok()
+    }
+
+    fn token(&self) -> Result<String, JoinError> {
+        match &self.token {
+            TokenSource::None => Ok(String::new()),
+            TokenSource::Minted(token) => Ok(token.to_string()),
+            TokenSource::Params(params) => match params.token() {
+                Ok(token) => Ok(token.expose().to_owned()),
+                Err(source) => Err(JoinError::Token {
+                    service: self.service.clone(),
+                    source,
+                }),
+            },
+        }
+    }
+
+    fn channel(&self, held: Option<&TrustBundle>) -> Result<Channel, JoinError> {
+        let tls = match (held, &self.root) {
+            (Some(trust), _) | (None, RootOfTrust::Local(trust)) => {
+                tls::client(trust, CaKind::Host, None, &[b"h2"])
+            }
+            (None, RootOfTrust::Pins(pins)) => tls::client_pinned(pins, &[b"h2"]),
+        }
+        .map_err(|e| JoinError::Tls {
+            service: self.service.clone(),
+            why: e.to_string(),
+        })?;
+        Ok(postern_api::connect_lazy(
+            &self.addr,
+            &self.cluster,
+            tls,
+        ))
+    }
+
+    fn unreachable(&self, why: String) -> JoinError {
+        JoinError::Unreachable {
+            service: self.service.clone(),
+            addr: self.addr.clone(),
+            why,
+        }
+    }
+
+    fn store(&self, source: StoreError) -> JoinError {
+        JoinError::Store {
+            service: self.service.clone(),
+            source,
+        }
+    }
+}
+
+/// Whether the same question may get another answer later.
+fn transient(s: &tonic::Status) -> bool {
+    matches!(
+        s.code(),
+        tonic::Code::Unavailable
+            | tonic::Code::DeadlineExceeded
+            | tonic::Code::Unknown
+            | tonic::Code::Internal
+            | tonic::Code::ResourceExhausted
+            | tonic::Code::Cancelled
+    )
+}
