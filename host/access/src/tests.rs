@@ -314,7 +314,7 @@ fn forwarding_and_lifetimes() {
             },
         )
     };
-    assert!(forward(&[open.clone()]));
+    assert!(forward(std::slice::from_ref(&open)));
     assert!(
         forward(&[open.clone(), other]),
         "a role for other resources has no say here"

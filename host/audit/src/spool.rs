@@ -1,0 +1,340 @@
+//! The queue on disk between whoever emits events and Auth, which stores them.
+//!
+//! One writer task owns the directory: append-only segments of JSON lines, fsynced in groups. The
+//! delivering side reads what is durable, notes in `cursor` how far it came, and tells the writer,
+//! which deletes delivered segments.
+//!
+//! ```text
+//! spool/                     0700
+//!   lock                     held by the process that has it open
+//!   00000000000000000007.jsonl
+//!   cursor                   {"segment":7,"offset":1234}
+//! ```
+
+mod reader;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use crate::event::Event;
+use reader::Reader;
+use std::{path::Path, time::Duration};
+use tokio::sync::{mpsc, oneshot, watch};
+use writer::Writer;
+
+/// Events that may wait for the writer; `emit` waits for room beyond this.
+const QUEUE: usize = 1024;
+/// Longest line, in bytes. Texts are cut long before; this is for fields without end.
+const MAX_LINE: usize = 256 * 1024;
+/// Waits between attempts to deliver.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(8));
+
+/// What failed on which spool, why, and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("audit spool {path}: {why}")]
+pub struct SpoolError {
+    /// The spool's directory.
+    pub path: String,
+    /// What happened.
+    pub why: String,
+}
+
+impl SpoolError {
+    fn new(path: &Path, why: impl Into<String>) -> Self {
+        SpoolError {
+            path: path.display().to_string(),
+            why: why.into(),
+        }
+    }
+}
+
+/// What waits for delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpoolState {
+    /// Events that Auth has not acknowledged.
+    pub events: u64,
+    /// Bytes of the segments on disk.
+    pub bytes: u64,
+}
+
+/// A byte of a segment.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+struct Position {
+    segment: u64,
+    offset: u64,
+}
+
+/// How far the writer is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// Everything before is on disk.
+    durable: Position,
+    state: SpoolState,
+}
+
+/// An event on its way to the disk. An empty one only asks for the answer (flush).
+struct Line {
+    bytes: Vec<u8>,
+    ack: Option<oneshot::Sender<Result<(), SpoolError>>>,
+}
+
+enum Message {
+    Write(Line),
+    /// Everything before `upto` is stored elsewhere; `events` more than last time.
+    Delivered {
+        upto: Position,
+        events: u64,
+    },
+}
+
+/// Where events go. Cheap to clone.
+#[derive(Clone)]
+pub struct Emitter {
+    inner: Inner,
+}
+
+#[derive(Clone)]
+enum Inner {
+    Spool {
+        path: String,
+        to_writer: mpsc::Sender<Message>,
+        progress: watch::Receiver<Progress>,
+    },
+    Memory(mpsc::Sender<Event>),
+}
+
+impl std::fmt::Debug for Emitter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emitter").finish_non_exhaustive()
+    }
+}
+
+impl Emitter {
+    /// An emitter without a disk, for tests of those who emit. Waits where the receiver does not keep up.
+    pub fn memory(capacity: usize) -> (Emitter, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(capacity);
+        (
+            Emitter {
+                inner: Inner::Memory(sender),
+            },
+            receiver,
+        )
+    }
+
+    /// Durable when it returns (with others in one fsync). An event whose future is dropped
+    /// meanwhile is written all the same.
+    ///
+    /// # Errors
+    /// The disk or the spool is full, or can't be written. The next event is tried again.
+    pub async fn emit(&self, event: Event) -> Result<(), SpoolError> {
+        match &self.inner {
+            Inner::Spool { .. } => self.write(self.line(&event)?).await,
+            Inner::Memory(sender) => sender.send(event).await.map_err(|_| self.stopped()),
+        }
+    }
+
+    /// For events that need not be durable before going on. They are tried again while the disk is full; what
+    /// can't be kept is logged and counted (`postern_audit_dropped_total`).
+    pub fn emit_later(&self, event: Event) {
+        let name = event.event.clone();
+        let sent = match &self.inner {
+            Inner::Spool { to_writer, .. } => self.line(&event).map(|bytes| {
+                to_writer
+                    .try_send(Message::Write(Line { bytes, ack: None }))
+                    .is_ok()
+            }),
+            Inner::Memory(sender) => Ok(sender.try_send(event).is_ok()),
+        };
+        let why = match sent {
+            Ok(true) => return,
+            Ok(false) => "too many events wait to be written".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        metrics::counter!("postern_audit_dropped_total").increment(1);
+        tracing::error!(event = name, "audit event lost: {why}");
+    }
+
+    /// Waits until everything emitted before is durable.
+    ///
+    /// # Errors
+    /// As [`Emitter::emit`].
+    pub async fn flush(&self) -> Result<(), SpoolError> {
+        match &self.inner {
+            Inner::Spool { .. } => self.write(Vec::new()).await,
+            Inner::Memory(_) => Ok(()),
+        }
+    }
+
+    /// What waits for delivery.
+    pub fn state(&self) -> SpoolState {
+        match &self.inner {
+            Inner::Spool { progress, .. } => progress.borrow().state,
+            Inner::Memory(_) => SpoolState::default(),
+        }
+    }
+
+    /// Waits until Auth has everything; for an orderly end, with a timeout around it.
+    pub async fn drained(&self) {
+        if self.flush().await.is_ok()
+            && let Inner::Spool { progress, .. } = &self.inner
+        {
+            let mut progress = progress.clone();
+            // An error means that the writer is gone: nothing more will be delivered.
+            let _ = progress
+                .wait_for(|progress| progress.state.events == 0)
+                .await;
+        }
+    }
+
+    async fn write(&self, bytes: Vec<u8>) -> Result<(), SpoolError> {
+        let Inner::Spool { to_writer, .. } = &self.inner else {
+            return Ok(());
+        };
+        let (ack, answer) = oneshot::channel();
+        let line = Line {
+            bytes,
+            ack: Some(ack),
+        };
+        to_writer
+            .send(Message::Write(line))
+            .await
+            .map_err(|_| self.stopped())?;
+        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    fn line(&self, event: &Event) -> Result<Vec<u8>, SpoolError> {
+        let mut bytes = serde_json::to_vec(event).map_err(|e| self.error(e.to_string()))?;
+        if bytes.len() >= MAX_LINE {
+            return Err(self.error(format!("an event of {} bytes is too large", bytes.len())));
+        }
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    fn stopped(&self) -> SpoolError {
+        self.error("the writer has stopped; the process is ending".to_owned())
+    }
+
+    fn error(&self, why: String) -> SpoolError {
+        let path = match &self.inner {
+            Inner::Spool { path, .. } => path.clone(),
+            Inner::Memory(_) => "(memory)".to_owned(),
+        };
+        SpoolError { path, why }
+    }
+}
+
+/// The delivering end. The writer ends when this and all emitters are dropped.
+pub struct Spool {
+    reader: Reader,
+    progress: watch::Receiver<Progress>,
+    to_writer: mpsc::Sender<Message>,
+}
+
+impl Spool {
+    /// Opens (or recovers: a torn last line is cut) the spool in `dir`, which is made where it does not exist.
+    /// `max_bytes` limits what waits on disk.
+    ///
+    /// # Errors
+    /// The directory can't be used, is open to others, or another process has it.
+    pub async fn open(dir: &Path, max_bytes: u64) -> Result<(Spool, Emitter), SpoolError> {
+        let path = dir.to_owned();
+        let lock = segment::lock(dir).await?;
+        let opened = tokio::task::spawn_blocking(move || segment::recover(&path)).await;
+        let found = opened.map_err(|e| SpoolError::new(dir, e.to_string()))??;
+        let reader = Reader::new(dir, found.cursor);
+        let (writer, progress) = Writer::new(dir, lock, max_bytes, found);
+        let (to_writer, messages) = mpsc::channel(QUEUE);
+        tokio::spawn(writer.run(messages));
+        let inner = Inner::Spool {
+            path: dir.display().to_string(),
+            to_writer: to_writer.clone(),
+            progress: progress.clone(),
+        };
+        Ok((
+            Spool {
+                reader,
+                progress,
+                to_writer,
+            },
+            Emitter { inner },
+        ))
+    }
+
+    /// Delivers in batches of at most 256 events, in order, until it is dropped: `deliver` returns Ok when Auth
+    /// has stored the batch (deduplicated by uid). A failed batch is tried again after 0.2 s to 8 s.
+    pub async fn deliver<F, Fut>(mut self, mut deliver: F)
+    where
+        F: FnMut(Vec<Event>) -> Fut + Send,
+        Fut: Future<Output = Result<(), String>> + Send,
+    {
+        loop {
+            let durable = self.progress.borrow_and_update().durable;
+            let batch = match self.reader.batch(durable).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => match self.progress.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return, // the writer is gone, so nothing more will come
+                },
+                Err(e) => {
+                    tracing::error!("{e}");
+                    tokio::time::sleep(BACKOFF.1).await;
+                    continue;
+                }
+            };
+            let mut attempt = 0;
+            while !batch.events.is_empty() {
+                match deliver(batch.events.clone()).await {
+                    Ok(()) => break,
+                    Err(why) => {
+                        metrics::counter!("postern_audit_delivery_failures_total").increment(1);
+                        if attempt == 0 {
+                            tracing::warn!(
+                                "audit events can't be delivered, they wait on disk: {why}"
+                            );
+                        }
+                        tokio::time::sleep(backoff(attempt)).await;
+                        attempt += 1;
+                    }
+                }
+            }
+            if attempt > 0 {
+                tracing::info!(attempts = attempt + 1, "audit events are delivered again");
+            }
+            metrics::counter!("postern_audit_delivered_total").increment(batch.events.len() as u64);
+            if let Err(e) = self.reader.advance(batch.end).await {
+                // Only after a restart would they be delivered twice.
+                tracing::warn!("{e}");
+            }
+            let delivered = Message::Delivered {
+                upto: batch.end,
+                events: batch.lines,
+            };
+            if self.to_writer.send(delivered).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Doubles from 0.2 s to 8 s; up to half of it is left out by chance, so that agents don't
+/// come back all at once.
+fn backoff(attempt: u32) -> Duration {
+    let full = BACKOFF
+        .0
+        .saturating_mul(1 << attempt.min(10))
+        .min(BACKOFF.1);
+    full.mul_f64(rand::random_range(0.5..=1.0)).max(BACKOFF.0)
+}
