@@ -205,7 +205,7 @@ impl Cluster {
         let file = file.display().to_string();
         let run = self
             .admin_run()?
-            .args(["roles", "create", "--replace", &file])
+            .args(["roles", "create", "--replace", "-f", &file])
             .run()?;
         ensure!(run.status.success(), "{}", run.told());
         Ok(())

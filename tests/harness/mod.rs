@@ -2,14 +2,14 @@
 
 mod agent;
 mod bins;
-mod cluster;
+pub mod cluster;
 mod daemon;
 mod lab;
 mod logins;
 mod netns;
 mod ports;
 pub mod procfs;
-mod run;
+pub mod run;
 mod sshd;
 mod user;
 pub mod wait;
@@ -19,7 +19,7 @@ pub use bins::{bin, bin_dir, plugin, testing_plugin};
 pub use cluster::{Cluster, ClusterSpec};
 pub use daemon::Daemon;
 pub use lab::{Lab, Place};
-pub use logins::{LOGIN, OTHER_LOGIN};
+pub use logins::{EXPIRED_LOGIN, LOGIN, OTHER_LOGIN};
 pub use netns::{Closed, Netns};
 pub use ports::free_port;
 pub use run::{Ran, Run};
