@@ -1,0 +1,192 @@
+//! Sessions of plugins of world `codec`: the user's TLS ends here, then the relay drives
+//! the plugin and asks this host before anything is dialled (D5).
+
+use crate::decide::{Decider, Offered};
+use crate::dial::dial;
+use crate::session::{Arrival, HANDSHAKE, Served};
+use postern_audit::{Emitter, Event, names};
+use postern_identity::{CaKind, Peer, TrustBundle, UserIdentity, tls};
+use postern_plugin::{Endpoint, PluginEvent};
+use postern_relay::{BoxedStream, CodecHost};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// Serves one connection from its ClientHello to its end.
+pub async fn serve(
+    served: &Arc<Served>,
+    arrival: Arrival,
+    handshake: Option<OwnedSemaphorePermit>,
+) -> Result<(), String> {
+    let Arrival {
+        header,
+        stream,
+        resource,
+        credentials,
+        session_id,
+    } = arrival;
+    let trust = served.decider.trust(&credentials.trust);
+    let config = tls::server(
+        &credentials.tls_server(),
+        tls::ClientAuth::Required(&trust, &[CaKind::User]),
+        &[],
+    )
+    .map_err(|e| e.to_string())?;
+    let accepting = TlsAcceptor::from(config).accept(stream);
+    let stream = tokio::time::timeout(HANDSHAKE, accepting)
+        .await
+        .map_err(|_| format!("{}: no TLS handshake within {HANDSHAKE:?}", header.source))?
+        .map_err(|e| format!("{}: TLS handshake: {e}", header.source))?;
+    // From here on the peer is somebody: its handshake no longer counts as anonymous.
+    drop(handshake);
+    let user = user_of(&stream, &trust)?;
+    let host = SessionHost {
+        decider: served.decider.clone(),
+        audit: served.audit.clone(),
+        user,
+        resource,
+        source: header.source,
+        session_id,
+        started: AtomicBool::new(false),
+        since: Instant::now(),
+    };
+    host.check_name(&stream)?;
+    // Before the plugin sees a byte: certificate, locks and labels (D5).
+    if let Err(why) = host.decider.check(&host.user, &host.resource, &[]) {
+        host.reject(&why);
+        return Err(why);
+    }
+    let codec = served
+        .plugin
+        .codec(&served.settings, &host.session_id)
+        .await
+        .map_err(|e| e.to_string())?;
+    let outcome = tokio::select! {
+        r = postern_relay::run_codec(stream, codec, &host) => r.map_err(|e| e.to_string()),
+        lock = host.decider.until_locked(&host.user.name) => Err(format!("ended: {lock}")),
+    };
+    host.ended(&outcome).await;
+    outcome.map(drop)
+}
+
+fn user_of<S>(stream: &TlsStream<S>, trust: &TrustBundle) -> Result<UserIdentity, String> {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    match Peer::from_chain(chain, trust).map_err(|e| e.to_string())? {
+        (Peer::User(user), _) => Ok(user),
+        (Peer::Agent(_), _) => Err("an agent's certificate was offered as a user's".into()),
+    }
+}
+
+/// What the relay may ask of this host, for one session.
+struct SessionHost {
+    decider: Decider,
+    audit: Emitter,
+    user: UserIdentity,
+    resource: Offered,
+    source: String,
+    session_id: String,
+    started: AtomicBool,
+    since: Instant,
+}
+
+impl SessionHost {
+    /// The name that the client asked for in TLS must be the resource that the proxy routed to.
+    fn check_name<S>(&self, stream: &TlsStream<S>) -> Result<(), String> {
+        let wanted = self.resource.id.dns(&self.decider.cluster);
+        match stream.get_ref().1.server_name() {
+            Some(name) if name.eq_ignore_ascii_case(&wanted) => Ok(()),
+            other => Err(format!(
+                "the client asked for {} on the stream of {wanted}",
+                other.unwrap_or("no name")
+            )),
+        }
+    }
+
+    fn event(&self, name: &str) -> Event {
+        Event::new(name)
+            .with("session_id", &self.session_id)
+            .with("kind", &self.resource.id.kind)
+            .with("resource", &self.resource.id.name)
+            .with("user", &self.user.name)
+            .with("roles", &self.user.roles)
+            .with("source", &self.source)
+    }
+
+    fn reject(&self, why: &str) {
+        tracing::info!(
+            resource = self.resource.id.name,
+            user = self.user.name,
+            "refused: {why}"
+        );
+        self.audit
+            .emit_later(self.event(names::SESSION_REJECTED).with("reason", why));
+    }
+
+    async fn ended(&self, outcome: &Result<postern_relay::RelayStats, String>) {
+        if !self.started.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut event = self
+            .event(names::SESSION_END)
+            .with("duration_ms", self.since.elapsed().as_millis() as u64);
+        event = match outcome {
+            Ok(stats) => event
+                .with("bytes_up", stats.to_upstream)
+                .with("bytes_down", stats.to_client),
+            Err(e) => event.with("error", e),
+        };
+        if let Err(e) = self.audit.emit(event).await {
+            tracing::error!("session.end of {} is not recorded: {e}", self.session_id);
+        }
+    }
+}
+
+impl CodecHost for SessionHost {
+    async fn authorize(&self, asked: &[(String, String)]) -> Result<(), String> {
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect();
+        let role = self
+            .decider
+            .check(&self.user, &self.resource, &asked)
+            .inspect_err(|why| self.reject(why))?;
+        let mut event = self.event(names::SESSION_START).with("role", role);
+        for (principal, value) in asked {
+            event = event.with(principal, value);
+        }
+        // Nothing is dialled for a session that could not be recorded.
+        self.audit.emit(event).await.map_err(|e| {
+            tracing::error!("{e}");
+            "this host can't record the session; ask its operator to look at the log".to_owned()
+        })?;
+        self.started.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
+        if !self.started.load(Ordering::Relaxed) {
+            return Err("the plugin asked to connect before it asked for authorization".into());
+        }
+        match (&endpoint, &self.resource.address) {
+            (Endpoint::Main, Some(address)) => dial(address).await,
+            (Endpoint::Main, None) => Err(format!(
+                "resource {:?} has no address; set it in [[services.{}.resources]]",
+                self.resource.id.name, self.decider.service
+            )),
+            (other, _) => Err(format!("endpoint {other:?} is not configured")),
+        }
+    }
+
+    fn event(&self, event: PluginEvent) {
+        let mut e = SessionHost::event(self, &event.name);
+        for (key, json) in event.fields {
+            // Values are JSON documents; what is none is kept as text rather than lost.
+            let value = serde_json::from_str(&json).unwrap_or(serde_json::Value::String(json));
+            e = e.with(&key, value);
+        }
+        self.audit.emit_later(e);
+    }
+}

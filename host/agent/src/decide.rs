@@ -1,0 +1,120 @@
+//! The one place where this host says yes or no (D5): locks, then roles and labels,
+//! from the cached snapshot.
+
+use postern_access::{Decision, Subject, Target};
+use postern_config::LockMode;
+use postern_identity::{ResourceId, TrustBundle, UserIdentity};
+use postern_membership::{Cache, Snapshot};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// With `lock_mode = "strict"` nothing is served from a watch older than this.
+const STRICT_AGE: Duration = Duration::from_secs(300);
+
+/// One resource as it is offered now.
+#[derive(Debug, Clone)]
+pub struct Offered {
+    pub id: ResourceId,
+    pub labels: BTreeMap<String, String>,
+    pub direct: bool,
+    pub address: Option<String>,
+}
+
+/// Decides for one service of this host.
+#[derive(Clone)]
+pub struct Decider {
+    pub cluster: String,
+    pub host_id: String,
+    pub service: String,
+    pub lock_mode: LockMode,
+    pub cache: Cache,
+}
+
+impl Decider {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.cache.borrow().clone()
+    }
+
+    /// The newest trust: from the watch, or what the service got when it joined.
+    pub fn trust(&self, joined: &TrustBundle) -> TrustBundle {
+        self.snapshot()
+            .trust
+            .clone()
+            .unwrap_or_else(|| joined.clone())
+    }
+
+    /// The lock that concerns this user on this service, with its reason.
+    pub fn locked(&self, user: &str) -> Option<String> {
+        let snapshot = self.snapshot();
+        let lock = snapshot.locked(&[
+            format!("user:{user}"),
+            format!("host:{}", self.host_id),
+            format!("service:{}/{}", self.host_id, self.service),
+        ])?;
+        Some(format!("{} is locked: {}", lock.target, lock.reason))
+    }
+
+    /// May `user` use `resource` in the way asked? Ok carries the role that allows it.
+    pub fn check(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+    ) -> Result<String, String> {
+        let snapshot = self.snapshot();
+        if self.lock_mode == LockMode::Strict && snapshot.age() > STRICT_AGE {
+            return Err(format!(
+                "this host has not heard from Auth for {} s and lock_mode is \"strict\"",
+                snapshot.age().as_secs()
+            ));
+        }
+        if let Some(lock) = self.locked(&user.name) {
+            return Err(lock);
+        }
+        let roles = snapshot.roles(&user.roles);
+        match postern_access::decide(&subject(user, &roles), &target(resource), asked) {
+            Decision::Allow { role } => Ok(role),
+            Decision::Deny { reason } => Err(reason),
+        }
+    }
+
+    pub fn may_forward(&self, user: &UserIdentity, resource: &Offered) -> bool {
+        let roles = self.snapshot().roles(&user.roles);
+        postern_access::may_forward(&subject(user, &roles), &target(resource))
+    }
+
+    /// Resolves when a lock stops `user` here; for sessions that are already running.
+    pub async fn until_locked(&self, user: &str) -> String {
+        let mut cache = self.cache.clone();
+        loop {
+            cache.borrow_and_update();
+            if let Some(lock) = self.locked(user) {
+                return lock;
+            }
+            if cache.changed().await.is_err() {
+                // The agent is going down; that ends the session by its own way.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn subject<'a>(user: &'a UserIdentity, roles: &'a [postern_access::Role]) -> Subject<'a> {
+    Subject {
+        user: &user.name,
+        roles,
+        traits: &user.traits,
+    }
+}
+
+fn target(resource: &Offered) -> Target<'_> {
+    Target {
+        kind: &resource.id.kind,
+        name: &resource.id.name,
+        labels: &resource.labels,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! The parts of one daemon, started in the order in which they need each other (Auth,
+//! Proxy, agent) and drained in the opposite one.
+
+use crate::diag::{self, Diag, Status};
+use crate::lockfile::DataDirLock;
+use anyhow::Context;
+use postern_agent::{Agent, Local};
+use postern_auth::{AuthOptions, AuthServer};
+use postern_config::Config;
+use postern_proxy::{JoinSource, ProxyOptions, ProxyServer};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Everything that runs in this process. Dropping it stops all of it at once.
+pub struct Daemon {
+    parts: Arc<Parts>,
+    diag: Diag,
+    stop: CancellationToken,
+    _lock: DataDirLock,
+}
+
+/// What the diagnostic socket tells about.
+pub struct Parts {
+    pub cluster: String,
+    pub config: String,
+    pub since: jiff::Timestamp,
+    pub auth: Option<AuthServer>,
+    pub proxy: Option<ProxyServer>,
+    pub agent: Option<Agent>,
+}
+
+impl Daemon {
+    pub async fn start(config: &Config, path: &Path) -> anyhow::Result<Self> {
+        let lock = DataDirLock::take(&config.data_dir)?;
+        let metrics = diag::install_metrics()?;
+        let stop = CancellationToken::new();
+        let auth = match &config.auth {
+            None => None,
+            Some(a) => {
+                let options = AuthOptions {
+                    cluster: config.cluster.clone(),
+                    data_dir: config.data_dir.clone(),
+                    listen: a.listen.clone(),
+                    cert_ttl: a.cert_ttl,
+                    rejoin_window: a.rejoin_window,
+                    proxy_public_addr: config.proxy.as_ref().map(|p| p.public_addr.clone()),
+                };
+                let server = AuthServer::start(options, stop.child_token()).await?;
+                tracing::info!("Auth Service listens on {}", server.local_addr());
+                Some(server)
+            }
+        };
+        let proxy = match &config.proxy {
+            None => None,
+            Some(_) => Some(start_proxy(config, auth.as_ref(), stop.child_token()).await?),
+        };
+        let agent = if config.services.is_empty() {
+            None
+        } else {
+            let local = Local {
+                trust: auth.as_ref().map(AuthServer::trust),
+                proxy_addr: proxy.as_ref().map(|p| dialable(p.local_addr())),
+                own_sockets: auth
+                    .iter()
+                    .map(AuthServer::local_addr)
+                    .chain(proxy.iter().map(ProxyServer::local_addr))
+                    .chain(diag::tcp_address(config))
+                    .collect(),
+                http_proxy: config.agent.as_ref().and_then(|a| http_proxy(&a.proxy)),
+            };
+            Some(Agent::start(config, local)?)
+        };
+        let parts = Arc::new(Parts {
+            cluster: config.cluster.clone(),
+            config: path.display().to_string(),
+            since: jiff::Timestamp::now(),
+            auth,
+            proxy,
+            agent,
+        });
+        let diag = Diag::start(&diag::address(config), &parts, metrics).await?;
+        Ok(Daemon {
+            parts,
+            diag,
+            stop,
+            _lock: lock,
+        })
+    }
+
+    pub fn auth(&self) -> Option<&AuthServer> {
+        self.parts.auth.as_ref()
+    }
+
+    pub fn proxy(&self) -> Option<&ProxyServer> {
+        self.parts.proxy.as_ref()
+    }
+
+    pub fn status(&self) -> Status {
+        self.parts.status()
+    }
+
+    /// Resolves when the diagnostic socket can't go on; the other parts heal themselves.
+    pub async fn died(&mut self) -> anyhow::Error {
+        self.diag.died().await
+    }
+
+    /// Lets sessions end: the agent's own first, then those that pass through the proxy.
+    pub async fn drain(self, timeout: Duration) {
+        let Daemon {
+            parts, diag, stop, ..
+        } = self;
+        drop(diag);
+        // The diagnostic tasks are gone, so nobody else holds the parts.
+        let Some(parts) = Arc::into_inner(parts) else {
+            stop.cancel();
+            return;
+        };
+        if let Some(proxy) = &parts.proxy
+            && parts.agent.is_none()
+        {
+            proxy.drain(timeout).await;
+        }
+        if let Some(agent) = parts.agent {
+            agent.drain(timeout).await;
+        }
+        stop.cancel();
+        if let Some(auth) = parts.auth {
+            auth.stopped().await;
+        }
+    }
+}
+
+impl Parts {
+    pub fn status(&self) -> Status {
+        let not_ready = self.not_ready();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self.cluster.clone(),
+            pid: std::process::id(),
+            since: self.since.to_string(),
+            config: self.config.clone(),
+            auth: self.auth.as_ref().map(|a| a.local_addr().to_string()),
+            proxy: self.proxy.as_ref().map(|p| p.local_addr().to_string()),
+            agent: self.agent.as_ref().map(Agent::status),
+            ready: not_ready.is_empty(),
+            not_ready,
+        }
+    }
+
+    pub fn not_ready(&self) -> Vec<String> {
+        let proxy = self.proxy.iter().flat_map(ProxyServer::readiness);
+        let agent = self.agent.iter().flat_map(Agent::not_ready);
+        proxy.chain(agent).collect()
+    }
+}
+
+async fn start_proxy(
+    config: &Config,
+    auth: Option<&AuthServer>,
+    stop: CancellationToken,
+) -> anyhow::Result<ProxyServer> {
+    let p = config.proxy.as_ref().context("[proxy]")?;
+    let (auth_addr, join) = match auth {
+        Some(auth) => (
+            dialable(auth.local_addr()),
+            JoinSource::Local {
+                token: auth.mint_proxy_token().await?,
+                trust: auth.trust(),
+            },
+        ),
+        None => (
+            p.auth_server
+                .clone()
+                .context("[proxy] needs auth_server where [auth] is in another process")?,
+            JoinSource::Remote {
+                params: p.join_params.clone(),
+                pins: p
+                    .ca_pin
+                    .iter()
+                    .map(|s| s.parse())
+                    .collect::<Result<_, _>>()?,
+            },
+        ),
+    };
+    let options = ProxyOptions {
+        cluster: config.cluster.clone(),
+        listen: p.listen.clone(),
+        public_addr: p.public_addr.clone(),
+        auth_addr,
+        tls: p.tls.clone(),
+        data_dir: config.data_dir.clone(),
+        join,
+    };
+    let server = ProxyServer::start(options, stop).await?;
+    tracing::info!("Proxy Service listens on {}", server.local_addr());
+    Ok(server)
+}
+
+/// What this host dials to reach a listener of its own.
+fn dialable(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() {
+        return format!("127.0.0.1:{}", addr.port());
+    }
+    addr.to_string()
+}
+
+/// The HTTP proxy to leave the network by, from the variables that curl and git read.
+fn http_proxy(proxy_addr: &str) -> Option<String> {
+    let var = |names: [&str; 2]| names.iter().find_map(|n| std::env::var(n).ok());
+    postern_tunnel::http_proxy_for(
+        proxy_addr,
+        var(["https_proxy", "HTTPS_PROXY"]).as_deref(),
+        var(["no_proxy", "NO_PROXY"]).as_deref(),
+    )
+}

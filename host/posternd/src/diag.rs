@@ -1,0 +1,230 @@
+//! The diagnostic socket: `/healthz`, `/readyz`, `/metrics`, and `/status` for
+//! `posternd status`. A Unix socket (0600) by default: nobody has to log in here.
+
+use crate::daemon::Parts;
+use anyhow::Context;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use postern_agent::AgentStatus;
+use postern_config::{Address, Config};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+/// Peers served at once; more wait.
+const PEERS: usize = 16;
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// What `/status` says, and `posternd status` shows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub cluster: String,
+    pub pid: u32,
+    pub since: String,
+    pub config: String,
+    pub auth: Option<String>,
+    pub proxy: Option<String>,
+    pub agent: Option<AgentStatus>,
+    pub ready: bool,
+    pub not_ready: Vec<String>,
+}
+
+/// Where the socket is: as configured, or in the data directory.
+pub fn address(config: &Config) -> String {
+    if config.diag.listen.is_empty() {
+        return format!("unix:{}", config.data_dir.join("posternd.sock").display());
+    }
+    config.diag.listen.clone()
+}
+
+/// Its TCP address, where it has one.
+pub fn tcp_address(config: &Config) -> Option<SocketAddr> {
+    config.diag.listen.parse().ok()
+}
+
+/// Makes this process record metrics.
+pub fn install_metrics() -> anyhow::Result<PrometheusHandle> {
+    PrometheusBuilder::new()
+        .install_recorder()
+        .context("metrics")
+}
+
+/// The running socket; dropping it closes it and what it serves.
+pub struct Diag {
+    serving: JoinSet<std::io::Error>,
+    /// Removed at the end, where it is a Unix socket.
+    path: Option<PathBuf>,
+}
+
+impl Diag {
+    pub async fn start(
+        listen: &str,
+        parts: &Arc<Parts>,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Self> {
+        let address: Address = listen
+            .parse()
+            .with_context(|| format!("diag.listen {listen:?}"))?;
+        let (listener, path) = match address {
+            Address::Unix(path) => {
+                let listener = bind_unix(&path)
+                    .with_context(|| format!("diag.listen: cannot listen on {listen}"))?;
+                (Listener::Unix(listener), Some(path))
+            }
+            Address::Tcp { .. } => {
+                let listener = TcpListener::bind(listen)
+                    .await
+                    .with_context(|| format!("diag.listen: cannot listen on {listen}"))?;
+                (Listener::Tcp(listener), None)
+            }
+        };
+        let mut serving = JoinSet::new();
+        serving.spawn(accept(listener, Arc::downgrade(parts), metrics));
+        Ok(Diag { serving, path })
+    }
+
+    /// Resolves when the socket can't go on.
+    pub async fn died(&mut self) -> anyhow::Error {
+        match self.serving.join_next().await {
+            Some(Ok(e)) => anyhow::Error::new(e).context("diag.listen"),
+            Some(Err(e)) => anyhow::Error::new(e).context("diag.listen"),
+            None => anyhow::anyhow!("diag.listen: stopped"),
+        }
+    }
+}
+
+impl Drop for Diag {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Listener::Unix(l) => Box::new(l.accept().await?.0),
+            Listener::Tcp(l) => Box::new(l.accept().await?.0),
+        })
+    }
+}
+
+async fn accept(
+    listener: Listener,
+    parts: Weak<Parts>,
+    metrics: PrometheusHandle,
+) -> std::io::Error {
+    let mut peers = JoinSet::new();
+    // Histograms and counters want a regular sweep, or they grow between two scrapes.
+    let mut sweep = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if peers.len() < PEERS => match accepted {
+                Ok(stream) => {
+                    let (parts, metrics) = (parts.clone(), metrics.clone());
+                    peers.spawn(tokio::time::timeout(REQUEST, serve(stream, parts, metrics)));
+                }
+                Err(e) => return e,
+            },
+            Some(_) = peers.join_next() => {}
+            _ = sweep.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+async fn serve(stream: Box<dyn Io>, parts: Weak<Parts>, metrics: PrometheusHandle) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = answer(request.uri().path(), &parts, &metrics);
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(e) = served {
+        tracing::debug!("diagnostic request: {e}");
+    }
+}
+
+fn answer(path: &str, parts: &Weak<Parts>, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
+    let Some(parts) = parts.upgrade() else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
+    };
+    match path {
+        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => match parts.not_ready() {
+            reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n".into()),
+            reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+        },
+        "/metrics" => text(StatusCode::OK, metrics.render()),
+        "/status" => match serde_json::to_string(&parts.status()) {
+            Ok(json) => text(StatusCode::OK, json),
+            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        },
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /healthz, /readyz, /metrics and /status\n".into(),
+        ),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}
+
+/// One GET, for `posternd status`.
+pub async fn get(listen: &str, path: &str) -> anyhow::Result<String> {
+    let stream: Box<dyn Io> = match listen.parse()? {
+        Address::Unix(socket) => Box::new(UnixStream::connect(socket).await?),
+        Address::Tcp { .. } => Box::new(TcpStream::connect(listen).await?),
+    };
+    let exchange = async {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let request = Request::get(path)
+            .header("host", "posternd")
+            .body(Full::<Bytes>::default())?;
+        let fetched = async {
+            let body = sender.send_request(request).await?.into_body();
+            anyhow::Ok(body.collect().await?.to_bytes())
+        };
+        tokio::select! {
+            body = fetched => body,
+            _ = connection => anyhow::bail!("the connection was closed"),
+        }
+    };
+    let body = tokio::time::timeout(REQUEST, exchange).await??;
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// A socket file that nobody listens on any more is replaced; a live one is not.
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
