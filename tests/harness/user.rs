@@ -16,7 +16,7 @@ pub struct User {
 
 impl User {
     /// Sets the password by the link, as a new user does, and writes the OpenSSH configuration.
-    pub(super) fn enroll(cluster: &Cluster, name: &str, link: &str) -> Result<User> {
+    pub fn enroll(cluster: &Cluster, name: &str, link: &str) -> Result<User> {
         let user = Self::nobody(cluster, name);
         user.postern()?
             .args(["login", "--password-stdin", link])
