@@ -1,0 +1,135 @@
+//! `postern agents`
+
+use crate::admin::{self, AdminArgs, Common, Kind, Object};
+use crate::cli::Global;
+use crate::failure::Failure;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+/// Agents that joined: hosts, their services, and whether they are alive (on the Auth host)
+///
+/// An agent is named HOST_ID/SERVICE. Removing one revokes it at once; HOST_ID alone removes all services of the
+/// host and its grant, so that it needs a new token to come back.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  postern agents ls\n  postern agents get 9f86d081884c7d65/ssh\n  postern agents rm 9f86d081884c7d65"
+)]
+pub struct AgentsArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Common(Common),
+}
+
+const KIND: Kind = Kind {
+    word: "agent",
+    head: &[
+        "AGENT",
+        "HOST",
+        "KIND",
+        "RESOURCES",
+        "STATE",
+        "SEEN",
+        "RTT",
+        "VERSION",
+    ],
+    row,
+    none: "No agent has joined. Make a token with: postern tokens create --kinds ssh",
+    removed: "removed and revoked",
+};
+
+fn row(agent: &Object) -> Vec<String> {
+    let rtt = agent
+        .value
+        .get("tunnel_rtt_ms")
+        .and_then(Value::as_f64)
+        .filter(|ms| *ms > 0.0)
+        .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+    vec![
+        agent.name.clone(),
+        agent.text("hostname"),
+        agent.text("kind"),
+        resources(agent),
+        state(agent),
+        agent.time("last_seen_unix"),
+        rtt,
+        agent.text("version"),
+    ]
+}
+
+fn resources(agent: &Object) -> String {
+    let names: Vec<String> = ["resources", "names"]
+        .iter()
+        .find_map(|key| {
+            agent
+                .value
+                .get(key)
+                .and_then(Value::as_array)
+                .filter(|a| !a.is_empty())
+        })
+        .into_iter()
+        .flatten()
+        .map(|r| r.get("name").map_or_else(|| admin::plain(r), admin::plain))
+        .collect();
+    if names.is_empty() {
+        "-".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn state(agent: &Object) -> String {
+    match agent.value.get("healthy").and_then(Value::as_bool) {
+        _ if agent.value.get("state").is_some_and(Value::is_string) => agent.text("state"),
+        Some(true) => "up".to_owned(),
+        Some(false) => "down".to_owned(),
+        None => "-".to_owned(),
+    }
+}
+
+pub async fn run(global: &Global, args: AgentsArgs) -> Result<(), Failure> {
+    let Command::Common(common) = args.command;
+    admin::common(global.json, &args.admin, &KIND, common).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::out;
+    use serde_json::json;
+
+    #[test]
+    fn agents_in_the_list() {
+        let agent = |name: &str, value| {
+            row(&Object {
+                name: name.into(),
+                value,
+                now: 1000,
+            })
+        };
+        let rows = [
+            agent(
+                "9f86d081/ssh",
+                json!({"hostname": "web-1", "kind": "ssh", "resources": [{"name": "web-1", "labels": {}}], "healthy": true, "last_seen_unix": 996, "tunnel_rtt_ms": 1.234, "version": "0.1.0"}),
+            ),
+            agent(
+                "9f86d081/tcp",
+                json!({"hostname": "web-1", "kind": "tcp", "names": ["orders", "billing"], "healthy": false, "last_seen_unix": 400}),
+            ),
+        ];
+        assert_eq!(
+            out::table(KIND.head, rows),
+            "\
+AGENT         HOST   KIND  RESOURCES        STATE  SEEN        RTT     VERSION
+9f86d081/ssh  web-1  ssh   web-1            up     just now    1.2 ms  0.1.0
+9f86d081/tcp  web-1  tcp   orders, billing  down   10 min ago  -       -
+"
+        );
+    }
+}

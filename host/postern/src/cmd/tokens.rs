@@ -1,0 +1,190 @@
+//! `postern tokens`
+
+use crate::admin::{self, AdminArgs, Common, Kind, Object};
+use crate::cli::Global;
+use crate::failure::Failure;
+use crate::{out, rpc, when};
+use clap::{Args, Subcommand};
+use postern_api::v1::{ClusterInfoResponse, CreateTokenRequest, CreateTokenResponse, Empty};
+use serde_json::Value;
+use std::time::Duration;
+
+mod snippet;
+
+/// Join tokens, with which hosts join the cluster (on the Auth host)
+///
+/// What a token covers becomes the host's grant: services within it join with the host's own key from then on, so a
+/// token is needed again only for another kind, or a name outside it.
+#[derive(Debug, Args)]
+pub struct TokensArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(CreateArgs),
+    #[command(flatten)]
+    Common(Common),
+}
+
+/// Make a token; prints it once, with the configuration that uses it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  postern tokens create --kinds ssh
+  postern tokens create --kinds ssh,tcp --names 'web-*,orders' --ttl 30m --uses 1
+  postern tokens create --kinds ssh --quiet > /etc/postern/token")]
+struct CreateArgs {
+    /// Kinds of resource that a host may serve with it: ssh, tcp, …
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', required = true)]
+    kinds: Vec<String>,
+    /// Names, or globs, that it may serve, even if another host has them already (agents that share a resource)
+    /// [default: any name that no host has yet]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    names: Vec<String>,
+    /// How long it can be used
+    #[arg(long, value_name = "TIME", value_parser = when::parse_ttl, default_value = "30m")]
+    ttl: Duration,
+    /// How often it can be used [default: without limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    uses: Option<u32>,
+    /// Print the token alone
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+const KIND: Kind = Kind {
+    word: "token",
+    head: &["TOKEN", "KINDS", "NAMES", "USES", "CREATED", "EXPIRES"],
+    row,
+    none: "There are no tokens. Make one with: postern tokens create --kinds ssh",
+    removed: "removed; hosts that joined with it stay",
+};
+
+fn row(token: &Object) -> Vec<String> {
+    let used = token.value.get("used").and_then(Value::as_u64).unwrap_or(0);
+    let uses = match token.value.get("uses").and_then(Value::as_u64) {
+        Some(n) if n > 0 => format!("{used} of {n}"),
+        _ => used.to_string(),
+    };
+    vec![
+        format!("pt_{}", token.name.trim_start_matches("pt_")),
+        token.text("kinds"),
+        names(&token.text("names")),
+        uses,
+        token.time("created_unix"),
+        token.time("expires_unix"),
+    ]
+}
+
+fn names(listed: &str) -> String {
+    if listed == "-" {
+        "any new".to_owned()
+    } else {
+        listed.to_owned()
+    }
+}
+
+pub async fn run(global: &Global, args: TokensArgs) -> Result<(), Failure> {
+    match args.command {
+        Command::Create(create_args) => create(global, &args.admin, create_args).await,
+        Command::Common(common) => {
+            admin::common(global.json, &args.admin, &KIND, public_id(common)).await
+        }
+    }
+}
+
+/// Tokens are stored under their public id; people have `pt_<id>` before them.
+fn public_id(mut common: Common) -> Common {
+    if let Common::Get(arg) | Common::Rm(arg) = &mut common {
+        if let Some(id) = arg.name.strip_prefix("pt_") {
+            // Whoever pastes a whole token means its id; the secret goes nowhere.
+            arg.name = id.split('_').next().unwrap_or(id).to_owned();
+        }
+    }
+    common
+}
+
+async fn create(global: &Global, admin: &AdminArgs, args: CreateArgs) -> Result<(), Failure> {
+    let mut client = admin::connect(admin)?;
+    let request = CreateTokenRequest {
+        kinds: args.kinds.clone(),
+        names: args.names.clone(),
+        ttl_seconds: args.ttl.as_secs(),
+        uses: args.uses.unwrap_or(0),
+    };
+    let token = rpc::call(admin::VIA, client.create_token(request)).await?;
+    if args.quiet && !global.json {
+        return out::say(&token.token);
+    }
+    let cluster = rpc::call(admin::VIA, client.cluster_info(Empty {})).await?;
+    let config = snippet::config(&cluster, &token.token, &args.kinds, &args.names);
+    if global.json {
+        return out::json(&serde_json::json!({
+            "token": token.token, "id": token.id, "expires_unix": token.expires_unix, "kinds": args.kinds, "names": args.names, "uses": args.uses,
+            "cluster": cluster.cluster, "proxy": snippet::proxy(&cluster), "ca_pins": cluster.ca_pins, "config": config,
+        }));
+    }
+    out::say(&text(&token, &args, &cluster, &config, when::now()))
+}
+
+fn text(
+    token: &CreateTokenResponse,
+    args: &CreateArgs,
+    cluster: &ClusterInfoResponse,
+    config: &str,
+    now: i64,
+) -> String {
+    let uses = match args.uses {
+        None => "any number of hosts".to_owned(),
+        Some(1) => "one use".to_owned(),
+        Some(n) => format!("{n} uses"),
+    };
+    let names = if args.names.is_empty() {
+        "any name that no host has yet".to_owned()
+    } else {
+        format!("names {}", args.names.join(", "))
+    };
+    format!(
+        "Token for cluster {}, shown this once: kinds {}; {names}; {uses}; until {} ({}).\n\n  {}\n\nOn the host that joins, as /etc/postern/postern.toml, then: posternd start -c /etc/postern/postern.toml\n\n{config}",
+        cluster.cluster,
+        args.kinds.join(", "),
+        when::local(token.expires_unix),
+        when::relative(now, token.expires_unix),
+        token.token,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::NameArg;
+    use serde_json::json;
+
+    #[test]
+    fn a_token_in_the_list() {
+        let token = Object {
+            name: "3f9a".into(),
+            value: json!({"kinds": ["ssh"], "names": [], "uses": 3, "used": 1, "created_unix": 1000 - 120, "expires_unix": 1000 + 1680}),
+            now: 1000,
+        };
+        let shown = out::table(KIND.head, [row(&token)]);
+        assert_eq!(
+            shown,
+            "TOKEN    KINDS  NAMES    USES    CREATED    EXPIRES\npt_3f9a  ssh    any new  1 of 3  2 min ago  in 28 min\n"
+        );
+    }
+
+    #[test]
+    fn the_secret_of_a_pasted_token_is_dropped() {
+        let Common::Rm(arg) = public_id(Common::Rm(NameArg {
+            name: "pt_3f9a_c2VjcmV0".into(),
+        })) else {
+            panic!("not rm")
+        };
+        assert_eq!(arg.name, "3f9a");
+    }
+}
