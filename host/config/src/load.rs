@@ -118,56 +118,16 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
     let schema = shape::schema();
     let mut walk = Walk::default();
     let mut whole = DeTable::new();
-    for (file, source) in sources.iter().enumerate() {
-        let (parsed, errors) = DeTable::parse_recoverable(&source.text);
-        for error in &errors {
-            // Never toml's own rendering: it quotes the line, which may hold a token.
-            let offset = error.span().map_or(0, |span| span.start);
-            let message = format!("not valid TOML: {}", error.message().trim());
-            walk.findings.push(Finding {
-                place: Place { file, offset },
-                message,
-            });
-        }
-        if errors.is_empty() {
-            let mut table = parsed.into_inner();
-            let version = table.get("version").and_then(|v| integer(v.get_ref()));
-            if let Some(version) = version.filter(|v| *v != 1) {
-                // The keys of another version would only give misleading errors.
-                let offset = key_offset(&table, "version");
-                let message = format!(
-                    "version {version} of the configuration is not understood by this posternd; it reads version 1"
-                );
-                walk.findings.push(Finding {
-                    place: Place { file, offset },
-                    message,
-                });
-                continue;
-            }
-            // Duplicates are found before the walk, while the places are those of earlier files.
-            let table_again = merge_check(&table, file, sources, &mut walk);
-            shape::walk(&mut table, &schema, file, &mut walk);
-            merge(&mut whole, table, &table_again);
-        } else {
-            walk.broken = true;
-        }
+    let mut complete = true;
+    for file in 0..sources.len() {
+        complete &= add_file(&mut whole, sources, file, &schema, &mut walk);
     }
-    let unread = walk
-        .findings
-        .iter()
-        .any(|f| f.message.starts_with("version "));
-    if unread {
-        walk.broken = true;
-    } else if !sources.is_empty() && !walk.misspelt.contains(&KeyPath::new()) {
+    walk.broken |= !complete;
+    // What seems missing may be in a file that could not be understood, or misspelt.
+    if complete && !walk.misspelt.contains(&KeyPath::new()) {
+        let place = Place { file: 0, offset: 0 };
         for message in shape::missing_at_top(&schema, |key| whole.contains_key(key)) {
-            // A file that is no TOML may well have it.
-            if !walk.broken || !whole.is_empty() {
-                walk.findings.push(Finding {
-                    place: Place { file: 0, offset: 0 },
-                    message,
-                });
-            }
-            walk.broken = true;
+            walk.findings.push(Finding { place, message });
         }
     }
     if walk.broken {
@@ -177,7 +137,7 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
     let mut config = match Config::deserialize(deserializer) {
         Ok(config) => config,
         Err(error) => {
-            // The walk missed something that serde refuses, or a top-level key is misspelt.
+            // A key at the top is missing or misspelt; or the walk let pass what serde does not.
             if walk.findings.is_empty() {
                 let message = error.message().to_owned();
                 walk.findings.push(Finding {
@@ -188,8 +148,11 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             return Err(located(walk.findings, sources));
         }
     };
-    complete(&mut config);
     resolve_paths(&mut config, &walk, sources);
+    if config.diag.listen.is_empty() {
+        let socket = config.data_dir.join("posternd.sock");
+        config.diag.listen = format!("unix:{}", socket.display());
+    }
     for problem in validate::validate(&config) {
         if problem.missing && walk.misspelt.contains(&problem.at) {
             continue; // most likely it is there, misspelt
@@ -200,11 +163,58 @@ fn build(sources: &[Source]) -> Result<Config, ConfigError> {
             message: problem.message,
         });
     }
-    if walk.findings.is_empty() {
-        Ok(config)
-    } else {
-        Err(located(walk.findings, sources))
+    if !walk.findings.is_empty() {
+        return Err(located(walk.findings, sources));
     }
+    default_agent(&mut config);
+    Ok(config)
+}
+
+/// Parses, checks and merges one file; `false` where it can't be understood at all.
+fn add_file<'s>(
+    whole: &mut DeTable<'s>,
+    sources: &'s [Source],
+    file: usize,
+    schema: &serde_json::Value,
+    walk: &mut Walk,
+) -> bool {
+    let Some(source) = sources.get(file) else {
+        return false;
+    };
+    let (parsed, errors) = DeTable::parse_recoverable(&source.text);
+    for error in &errors {
+        // Never toml's own rendering: it quotes the line, which may hold a token.
+        let offset = error.span().map_or(0, |span| span.start);
+        let message = format!("not valid TOML: {}", error.message().trim());
+        walk.findings.push(Finding {
+            place: Place { file, offset },
+            message,
+        });
+    }
+    if !errors.is_empty() {
+        return false;
+    }
+    let mut table = parsed.into_inner();
+    let version = table.get("version").and_then(|v| integer(v.get_ref()));
+    if let Some(version) = version.filter(|v| *v != 1) {
+        // The keys of another version would only give misleading errors.
+        let offset = table
+            .get_key_value("version")
+            .map_or(0, |(key, _)| key.span().start);
+        let message = format!(
+            "version {version} of the configuration is not understood by this posternd; it reads version 1"
+        );
+        walk.findings.push(Finding {
+            place: Place { file, offset },
+            message,
+        });
+        return false;
+    }
+    // Before the walk, while the places are those of earlier files.
+    let again = find_again(&table, file, sources, walk);
+    shape::walk(&mut table, schema, file, walk);
+    merge(whole, table, &again);
+    true
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {
@@ -212,14 +222,8 @@ fn integer(value: &DeValue<'_>) -> Option<i64> {
     i64::from_str_radix(number.as_str(), number.radix()).ok()
 }
 
-fn key_offset(table: &DeTable<'_>, key: &str) -> usize {
-    table
-        .get_key_value(key)
-        .map_or(0, |(key, _)| key.span().start)
-}
-
 /// What an earlier file already has: reported, and returned so that it is not merged.
-fn merge_check(
+fn find_again(
     table: &DeTable<'_>,
     file: usize,
     sources: &[Source],
@@ -290,26 +294,21 @@ fn merge<'s>(whole: &mut DeTable<'s>, table: DeTable<'s>, again: &[KeyPath]) {
     }
 }
 
-/// Fills in the defaults that depend on other settings.
-fn complete(config: &mut Config) {
-    if config.diag.listen.is_empty() {
-        config.diag.listen = format!("unix:{}", config.data_dir.join("posternd.sock").display());
-    }
+/// An agent beside its proxy dials that proxy. `posternd` replaces port 0 by the port it got.
+fn default_agent(config: &mut Config) {
     let Some(proxy) = &config.proxy else { return };
-    let local = proxy
-        .listen
-        .parse::<Address>()
-        .map(|a| a.dialable().to_string());
-    let local = local.unwrap_or_else(|_| proxy.listen.clone());
+    let Ok(local) = proxy.listen.parse::<Address>() else {
+        return;
+    };
     if config.agent.is_none() && !config.services.is_empty() {
         config.agent = Some(Agent::default());
     }
     if let Some(agent) = config.agent.as_mut().filter(|agent| agent.proxy.is_empty()) {
-        agent.proxy = local;
+        agent.proxy = local.dialable().to_string();
     }
 }
 
-/// Makes paths absolute-or-relative-to-us: a relative one is relative to the file it stands in.
+/// A relative path is relative to the file it stands in.
 fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
     let dir_of = |path: KeyPath| {
         let file = walk.places.get(&path).map_or(0, |place| place.file);
@@ -331,12 +330,7 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
         }
     };
     if walk.places.contains_key(&at!["data_dir"]) {
-        let before = format!("unix:{}", config.data_dir.join("posternd.sock").display());
         fix(&mut config.data_dir, at!["data_dir"]);
-        if config.diag.listen == before {
-            config.diag.listen =
-                format!("unix:{}", config.data_dir.join("posternd.sock").display());
-        }
     }
     if let Some(proxy) = &mut config.proxy {
         if let Some(tls) = &mut proxy.tls {
@@ -413,3 +407,6 @@ fn located(mut findings: Vec<Finding>, sources: &[Source]) -> ConfigError {
         diagnostics: diagnostics.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,14 @@ impl<'s> Manual<'s> {
             .filter_map(Json::as_str)
             .collect();
         let mut tables = Vec::new();
-        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        // What is required first, then by name; never in the order of the JSON library.
+        let mut properties: Vec<_> = schema["properties"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .collect();
+        properties.sort_by_key(|(key, _)| (!required.contains(&key.as_str()), *key));
+        for (key, property) in properties {
             let inner = resolve(self.root, property);
             let entry = Entry::of(self.root, key, property, inner);
             let default = match entry {
@@ -150,7 +157,13 @@ impl<'s> Manual<'s> {
                 self.out,
                 "\n`method = \"{method}\"`: {text}\n\n| key | value | |\n| --- | --- | --- |"
             );
-            for (key, property) in variant["properties"].as_object().into_iter().flatten() {
+            let mut properties: Vec<_> = variant["properties"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .collect();
+            properties.sort_by_key(|(key, _)| *key);
+            for (key, property) in properties {
                 if key != "method" {
                     let value = value_type(property, resolve(self.root, property));
                     let text = description(property).unwrap_or_default();

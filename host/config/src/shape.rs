@@ -139,7 +139,10 @@ impl Walker<'_> {
                 }
                 None => {
                     let valid = properties.into_iter().flat_map(|p| p.keys());
-                    let hint = nearest(name, valid.map(String::as_str));
+                    let mut hint = nearest(name, valid.map(String::as_str));
+                    if hint.is_empty() {
+                        hint = elsewhere(self.root, name);
+                    }
                     let table = in_table(&self.path);
                     self.report(place, format!("unknown key {name:?}{table}{hint}"));
                     self.out.misspelt.insert(self.path.clone());
@@ -262,12 +265,18 @@ impl Walker<'_> {
             (want, value) => {
                 self.out.broken = true;
                 let hint = match (want, &*value) {
-                    ("array", DeValue::String(_)) => "; put it in brackets: [\"…\"]",
-                    ("string", DeValue::Integer(_)) if schema["format"] == "duration" => {
-                        "; write it with its unit, for example \"30s\""
+                    ("array", DeValue::Table(_)) => {
+                        let list = in_table(&[self.path.as_slice(), &[Seg::Index(0)]].concat());
+                        format!("; write it as {}", list.trim_start_matches(" in "))
                     }
-                    ("string", _) => "; put it in quotes",
-                    _ => "",
+                    ("array", DeValue::String(_)) => "; put it in brackets: [\"…\"]".to_owned(),
+                    ("string", DeValue::Integer(_)) if schema["format"] == "duration" => {
+                        "; write it with its unit, for example \"30s\"".to_owned()
+                    }
+                    ("string", DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_)) => {
+                        "; put it in quotes".to_owned()
+                    }
+                    _ => String::new(),
                 };
                 let (want, found) = (english(want), toml_type(value));
                 self.report(
@@ -314,6 +323,39 @@ fn nearest<'k>(given: &str, valid: impl Iterator<Item = &'k str>) -> String {
         .map_or_else(String::new, |(_, key)| format!("; did you mean {key:?}?"))
 }
 
+/// `; it belongs to [[services.<name>.resources]]`, where just one other section has that key.
+fn elsewhere(root: &Json, key: &str) -> String {
+    fn search(root: &Json, schema: &Json, path: &str, key: &str, found: &mut Vec<String>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            if name == key && !path.is_empty() {
+                found.push(path.to_owned());
+            }
+            let inner = resolve(root, property);
+            let path = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            let named = resolve(root, &inner["additionalProperties"]);
+            search(root, inner, &path, key, found);
+            search(root, named, &format!("{path}.<name>"), key, found);
+            search(
+                root,
+                resolve(root, &inner["items"]),
+                &format!("[{path}]"),
+                key,
+                found,
+            );
+        }
+    }
+    let mut found = Vec::new();
+    search(root, root, "", key, &mut found);
+    match found.as_slice() {
+        [only] => format!("; it belongs to [{only}]"),
+        _ => String::new(),
+    }
+}
+
 fn english(json_type: &str) -> &'static str {
     match json_type {
         "object" => "a table",
@@ -328,7 +370,8 @@ fn english(json_type: &str) -> &'static str {
 fn toml_type(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
-        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
         DeValue::Boolean(_) => "true or false",
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "a list",

@@ -175,20 +175,18 @@ impl Check {
     }
 
     fn agent(&mut self, config: &Config) {
+        // Beside a proxy, both the section and its address may be left out.
+        let beside = config.proxy.is_some();
         let Some(agent) = &config.agent else {
-            if !config.services.is_empty() {
+            if !config.services.is_empty() && !beside {
                 self.missing(at!["services"], "[services] needs [agent] with the proxy's address, as in: [agent] proxy = \"proxy.example.com:443\"");
             }
             return;
         };
-        if agent.proxy.is_empty() {
+        if !agent.proxy.is_empty() {
+            self.tcp(&agent.proxy, at!["agent", "proxy"], false);
+        } else if !beside {
             self.missing(at!["agent"], "[agent] needs proxy, the Proxy Service's public host:port, because there is no [proxy] in this file");
-        } else if config
-            .proxy
-            .as_ref()
-            .is_none_or(|proxy| proxy.listen.parse::<Address>().is_ok())
-        {
-            self.tcp(&agent.proxy, at!["agent", "proxy"], config.proxy.is_some());
         }
         self.pins(&agent.ca_pin, at!["agent", "ca_pin"]);
         self.join_params(agent.join_params.as_ref(), at!["agent", "join_params"]);

@@ -188,7 +188,7 @@ async fn lost_acknowledgements_only_repeat() {
         batch
             .into_iter()
             .for_each(|event| sender.try_send(event).unwrap());
-        let lost = calls.fetch_add(1, Ordering::Relaxed) % 2 == 0;
+        let lost = calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
         std::future::ready(if lost {
             Err("connection reset".to_owned())
         } else {
