@@ -2,7 +2,7 @@
 //! (mode 0600) is an administrator.
 
 use crate::failure::Failure;
-use crate::{out, rpc};
+use crate::{out, rpc, when};
 use clap::{Args, Subcommand};
 use postern_api::v1::{
     GetRequest, ListRequest, RemoveRequest, admin_service_client::AdminServiceClient,
@@ -169,29 +169,39 @@ fn parse(object: postern_api::v1::Object) -> Result<Object, Failure> {
     Ok(Object {
         name: object.name,
         value,
-        now: crate::when::now(),
+        now: when::now(),
     })
 }
 
-/// All fields, one a line; times as people say them.
+/// All fields, one a line; times as people say them, lists of things one thing a line.
 fn describe(object: &Object) -> String {
     let Some(map) = object.value.as_object() else {
-        return object.value.to_string();
+        return out::clean(&object.value.to_string());
     };
-    let facts: Vec<(&str, String)> = map
-        .iter()
-        .map(|(key, value)| {
-            (
-                key.strip_suffix("_unix").unwrap_or(key),
-                if key.ends_with("_unix") {
-                    object.time(key)
-                } else {
-                    plain(value)
-                },
-            )
-        })
-        .collect();
+    let mut facts: Vec<(&str, String)> = Vec::new();
+    for (key, value) in map {
+        let shown = key.strip_suffix("_unix").unwrap_or(key);
+        match (value.as_array(), time_of(key, value)) {
+            (_, Some(t)) => facts.push((
+                shown,
+                format!("{} ({})", when::relative(object.now, t), when::local(t)),
+            )),
+            (Some(items), _) if items.iter().any(Value::is_object) => {
+                facts.extend(items.iter().map(|item| (shown, plain(item))));
+            }
+            _ => facts.push((shown, plain(value))),
+        }
+    }
     out::facts(&facts)
+}
+
+/// Times are RFC 3339 texts, or seconds since 1970 in fields that say so.
+fn time_of(key: &str, value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => when::parse(text),
+        other if key.ends_with("_unix") => other.as_i64().filter(|t| *t != 0),
+        _ => None,
+    }
 }
 
 /// A JSON value without its punctuation.
@@ -217,12 +227,15 @@ impl Object {
         self.value.get(key).map_or_else(|| "-".into(), plain)
     }
 
-    /// A Unix time as "3 min ago"; a dash where it is missing or 0.
+    /// When a field says it is, as Unix time.
+    pub fn unix(&self, key: &str) -> Option<i64> {
+        time_of(key, self.value.get(key)?)
+    }
+
+    /// A time as "3 min ago"; a dash where there is none.
     pub fn time(&self, key: &str) -> String {
-        match self.value.get(key).and_then(Value::as_i64) {
-            Some(t) if t != 0 => crate::when::relative(self.now, t),
-            _ => "-".into(),
-        }
+        self.unix(key)
+            .map_or_else(|| "-".into(), |t| when::relative(self.now, t))
     }
 }
 
@@ -259,19 +272,29 @@ mod tests {
 
     #[test]
     fn an_object_is_described_line_by_line() {
+        let value = json!({
+            "kinds": ["ssh", "tcp"], "expires": "1970-01-01T00:17:40Z", "labels": {"env": "prod"},
+            "resources": [{"name": "a"}, {"name": "b"}], "uses": 1, "zz": null,
+        });
         let object = Object {
             name: "x".into(),
-            value: json!({"kinds": ["ssh", "tcp"], "expires_unix": 1060, "labels": {"env": "prod"}, "uses": 1, "note": null}),
+            value,
             now: 1000,
         };
+        let shown = describe(&object);
+        let mut lines: Vec<&str> = shown.lines().collect();
+        lines.sort_unstable();
+        assert!(lines[0].starts_with("expires    in 60 s (19"), "{shown}");
         assert_eq!(
-            describe(&object),
-            "kinds    ssh, tcp\nexpires  in 60 s\nlabels   env=prod\nuses     1\nnote     -\n"
-                .lines()
-                .collect::<std::collections::BTreeSet<_>>()
-                .into_iter()
-                .map(|l| format!("{l}\n"))
-                .collect::<String>()
+            lines[1..],
+            [
+                "kinds      ssh, tcp",
+                "labels     env=prod",
+                "resources  name=a",
+                "resources  name=b",
+                "uses       1",
+                "zz         -"
+            ]
         );
     }
 }

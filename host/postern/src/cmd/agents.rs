@@ -57,7 +57,7 @@ fn row(agent: &Object) -> Vec<String> {
         agent.text("kind"),
         resources(agent),
         state(agent),
-        agent.time("last_seen_unix"),
+        agent.time("last_seen"),
         rtt,
         agent.text("version"),
     ]
@@ -85,11 +85,11 @@ fn resources(agent: &Object) -> String {
 }
 
 fn state(agent: &Object) -> String {
+    let locked = agent.value.get("locked").is_some_and(|l| !l.is_null());
     match agent.value.get("healthy").and_then(Value::as_bool) {
-        _ if agent.value.get("state").is_some_and(Value::is_string) => agent.text("state"),
+        _ if locked => "locked".to_owned(),
         Some(true) => "up".to_owned(),
-        Some(false) => "down".to_owned(),
-        None => "-".to_owned(),
+        _ => "down".to_owned(),
     }
 }
 
@@ -116,11 +116,11 @@ mod tests {
         let rows = [
             agent(
                 "9f86d081/ssh",
-                json!({"hostname": "web-1", "kind": "ssh", "resources": [{"name": "web-1", "labels": {}}], "healthy": true, "last_seen_unix": 996, "tunnel_rtt_ms": 1.234, "version": "0.1.0"}),
+                json!({"hostname": "web-1", "kind": "ssh", "resources": [{"name": "web-1", "labels": {}}], "healthy": true, "last_seen": "1970-01-01T00:16:36Z", "locked": null, "tunnel_rtt_ms": 1.234, "version": "0.1.0"}),
             ),
             agent(
                 "9f86d081/tcp",
-                json!({"hostname": "web-1", "kind": "tcp", "names": ["orders", "billing"], "healthy": false, "last_seen_unix": 400}),
+                json!({"hostname": "web-1", "kind": "tcp", "names": ["orders", "billing"], "healthy": false, "last_seen": "1970-01-01T00:06:40Z"}),
             ),
         ];
         assert_eq!(

@@ -58,7 +58,9 @@ struct CreateArgs {
 
 const KIND: Kind = Kind {
     word: "token",
-    head: &["TOKEN", "KINDS", "NAMES", "USES", "CREATED", "EXPIRES"],
+    head: &[
+        "TOKEN", "KINDS", "NAMES", "USED", "STATE", "CREATED", "EXPIRES",
+    ],
     row,
     none: "There are no tokens. Make one with: postern tokens create --kinds ssh",
     removed: "removed; hosts that joined with it stay",
@@ -71,12 +73,13 @@ fn row(token: &Object) -> Vec<String> {
         _ => used.to_string(),
     };
     vec![
-        format!("pt_{}", token.name.trim_start_matches("pt_")),
+        token.name.clone(),
         token.text("kinds"),
         names(&token.text("names")),
         uses,
-        token.time("created_unix"),
-        token.time("expires_unix"),
+        token.text("state"),
+        token.time("created"),
+        token.time("expires"),
     ]
 }
 
@@ -97,13 +100,11 @@ pub async fn run(global: &Global, args: TokensArgs) -> Result<(), Failure> {
     }
 }
 
-/// Tokens are stored under their public id; people have `pt_<id>` before them.
+/// Whoever pastes a whole token means its public id; the secret goes nowhere.
 fn public_id(mut common: Common) -> Common {
     if let Common::Get(arg) | Common::Rm(arg) = &mut common {
-        if let Some(id) = arg.name.strip_prefix("pt_") {
-            // Whoever pastes a whole token means its id; the secret goes nowhere.
-            arg.name = id.split('_').next().unwrap_or(id).to_owned();
-        }
+        let id = arg.name.strip_prefix("pt_").unwrap_or(&arg.name);
+        arg.name = format!("pt_{}", id.split('_').next().unwrap_or(id));
     }
     common
 }
@@ -166,25 +167,33 @@ mod tests {
 
     #[test]
     fn a_token_in_the_list() {
+        let value = json!({
+            "id": "pt_3f9a", "kinds": ["ssh"], "names": [], "uses": 3, "used": 1, "state": "valid",
+            "created": "1970-01-01T00:14:40Z", "expires": "1970-01-01T00:44:40Z",
+        });
         let token = Object {
-            name: "3f9a".into(),
-            value: json!({"kinds": ["ssh"], "names": [], "uses": 3, "used": 1, "created_unix": 1000 - 120, "expires_unix": 1000 + 1680}),
+            name: "pt_3f9a".into(),
+            value,
             now: 1000,
         };
-        let shown = out::table(KIND.head, [row(&token)]);
         assert_eq!(
-            shown,
-            "TOKEN    KINDS  NAMES    USES    CREATED    EXPIRES\npt_3f9a  ssh    any new  1 of 3  2 min ago  in 28 min\n"
+            out::table(KIND.head, [row(&token)]),
+            "\
+TOKEN    KINDS  NAMES    USED    STATE  CREATED    EXPIRES
+pt_3f9a  ssh    any new  1 of 3  valid  2 min ago  in 28 min
+"
         );
     }
 
     #[test]
     fn the_secret_of_a_pasted_token_is_dropped() {
-        let Common::Rm(arg) = public_id(Common::Rm(NameArg {
-            name: "pt_3f9a_c2VjcmV0".into(),
-        })) else {
-            panic!("not rm")
-        };
-        assert_eq!(arg.name, "3f9a");
+        for pasted in ["pt_3f9a_c2VjcmV0", "pt_3f9a", "3f9a"] {
+            let Common::Rm(arg) = public_id(Common::Rm(NameArg {
+                name: pasted.into(),
+            })) else {
+                panic!("not rm")
+            };
+            assert_eq!(arg.name, "pt_3f9a");
+        }
     }
 }

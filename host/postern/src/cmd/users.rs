@@ -5,8 +5,7 @@ use crate::cli::Global;
 use crate::failure::Failure;
 use crate::{out, rpc, when};
 use clap::{Args, Subcommand};
-use postern_api::v1::{CreateUserRequest, StringList};
-use serde_json::Value;
+use postern_api::v1::{CreateUserRequest, Empty, StringList};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -90,26 +89,19 @@ fn row(user: &Object) -> Vec<String> {
         user.text("roles"),
         logins,
         state(user),
-        user.time("created_unix"),
+        user.time("created"),
     ]
 }
 
-/// Auth never hands out password hashes: it says whether there is one.
+/// As Auth says it, and until when an unused link is good.
 fn state(user: &Object) -> String {
-    let enrolled = ["enrolled", "has_password", "password"]
-        .iter()
-        .find_map(|k| user.value.get(k))
-        .is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)));
-    let link = ["code_expires_unix", "link_expires_unix"]
-        .iter()
-        .find_map(|k| user.value.get(k))
-        .and_then(Value::as_i64)
-        .filter(|t| *t != 0);
-    match (enrolled, link) {
-        (_, Some(t)) if t > user.now => format!("link expires {}", when::relative(user.now, t)),
-        (true, _) => "enrolled".to_owned(),
-        (false, Some(_)) => "link expired".to_owned(),
-        (false, None) => "not enrolled".to_owned(),
+    match user.unix("code_expires") {
+        Some(t) => format!(
+            "{}, link expires {}",
+            user.text("state"),
+            when::relative(user.now, t)
+        ),
+        None => user.text("state"),
     }
 }
 
@@ -125,9 +117,14 @@ async fn create(global: &Global, admin: &AdminArgs, args: CreateArgs) -> Result<
     let request = request(&args)?;
     let (name, roles) = (request.name.clone(), request.roles.clone());
     let made = rpc::call(admin::VIA, client.create_user(request)).await?;
+    let link = if made.link.is_empty() {
+        placeholder(&mut client, &name, &made.code).await?
+    } else {
+        made.link.clone()
+    };
     if global.json {
         return out::json(
-            &serde_json::json!({ "user": name, "roles": roles, "code": made.code, "link": made.link, "expires_unix": made.expires_unix }),
+            &serde_json::json!({ "user": name, "roles": roles, "code": made.code, "link": link, "expires_unix": made.expires_unix }),
         );
     }
     let what = if args.reset {
@@ -140,7 +137,32 @@ async fn create(global: &Global, admin: &AdminArgs, args: CreateArgs) -> Result<
         "{what} Give them this; it works once, and expires {} ({}):\n\n  postern login '{}'\n",
         when::relative(now, made.expires_unix),
         when::local(made.expires_unix),
-        made.link
+        link
+    ))?;
+    if made.link.is_empty() {
+        out::say(
+            "The cluster has no proxy yet: put the address of yours in the place of PROXY.\n",
+        )?;
+    }
+    Ok(())
+}
+
+/// The link of a cluster whose proxy's address Auth does not know.
+async fn placeholder(
+    client: &mut admin::Client,
+    user: &str,
+    code: &str,
+) -> Result<String, Failure> {
+    let cluster = rpc::call(admin::VIA, client.cluster_info(Empty {})).await?;
+    let user = user.replace('+', "%2B").replace('@', "%40");
+    let pins: String = cluster
+        .ca_pins
+        .iter()
+        .map(|p| format!("&ca_pin={p}"))
+        .collect();
+    Ok(format!(
+        "https://PROXY/enroll?cluster={}&user={user}&code={code}{pins}",
+        cluster.cluster
     ))
 }
 
@@ -183,19 +205,19 @@ mod tests {
         let rows = [
             user(
                 "alice",
-                json!({"roles": ["access"], "traits": {"logins": ["root", "ubuntu"]}, "enrolled": true, "created_unix": 1000 - 7 * 86400}),
+                json!({"roles": ["access"], "traits": {"logins": ["root", "ubuntu"]}, "state": "enrolled", "created": "1969-12-25T00:16:40Z", "code_expires": null}),
             ),
             user(
                 "bob",
-                json!({"roles": [], "enrolled": false, "code_expires_unix": 1000 + 1800}),
+                json!({"roles": [], "state": "invited", "code_expires": "1970-01-01T00:46:40Z"}),
             ),
         ];
         assert_eq!(
             out::table(KIND.head, rows),
             "\
-USER   ROLES   LOGINS        STATE                   CREATED
-alice  access  root, ubuntu  enrolled                7 days ago
-bob    -       -             link expires in 30 min  -
+USER   ROLES   LOGINS        STATE                            CREATED
+alice  access  root, ubuntu  enrolled                         7 days ago
+bob    -       -             invited, link expires in 30 min  -
 "
         );
     }

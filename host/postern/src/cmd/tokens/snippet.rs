@@ -4,12 +4,12 @@ use postern_api::v1::ClusterInfoResponse;
 
 /// The address that agents dial, or a placeholder where no proxy is known yet.
 pub fn proxy(cluster: &ClusterInfoResponse) -> String {
-    let known = Some(&cluster.public_addr)
-        .filter(|a| !a.is_empty())
-        .or_else(|| cluster.proxies.first());
-    known
-        .cloned()
-        .unwrap_or_else(|| "proxy.example.com:443".to_owned())
+    let known = Some(&cluster.public_addr).filter(|a| !a.is_empty());
+    match known.or_else(|| cluster.proxies.first()) {
+        // Proxies announce names only.
+        Some(address) => crate::link::address(address).unwrap_or_else(|_| address.clone()),
+        None => "proxy.example.com:443".to_owned(),
+    }
 }
 
 /// TOML for `posternd`.
