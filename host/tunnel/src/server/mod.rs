@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
@@ -116,7 +116,16 @@ impl TunnelServer {
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let outcome = match self.serve_inner(io, peer).await {
+        self.serve_until(io, peer, Instant::now() + self.opts.auth_timeout)
+            .await;
+    }
+
+    /// The same, where the time until authentication began before.
+    pub async fn serve_until<IO>(&self, io: IO, peer: SocketAddr, auth_deadline: Instant)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let outcome = match self.serve_inner(io, peer, auth_deadline).await {
             Ok(()) => "ok",
             Err(why) => {
                 debug!(%peer, error = why, "tunnel connection refused");
@@ -126,7 +135,12 @@ impl TunnelServer {
         metrics::counter!("postern_tunnel_connections_total", "outcome" => outcome).increment(1);
     }
 
-    async fn serve_inner<IO>(&self, io: IO, peer: SocketAddr) -> Result<(), String>
+    async fn serve_inner<IO>(
+        &self,
+        io: IO,
+        peer: SocketAddr,
+        auth_deadline: Instant,
+    ) -> Result<(), String>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -155,9 +169,9 @@ impl TunnelServer {
                 .await
                 .ok_or_else(|| "the SSH session ended before authentication".to_owned())
         };
-        let authenticated = timeout(self.opts.auth_timeout, authenticate)
+        let authenticated = timeout_at(auth_deadline, authenticate)
             .await
-            .map_err(|_| format!("not authenticated within {:?}", self.opts.auth_timeout))??;
+            .map_err(|_| "not authenticated in time".to_owned())??;
         drop(permit);
         let Authenticated {
             role,

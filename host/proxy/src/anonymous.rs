@@ -1,0 +1,126 @@
+//! How much those who have not said who they are may occupy: connections in all, connections per source, and
+//! how often a source may be passed through to an agent.
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Anonymous connections at the same time.
+const MAX_TOTAL: usize = 4096;
+/// From one source. Many agents may sit behind one address and come back together.
+const MAX_PER_SOURCE: usize = 512;
+/// ClientHellos passed through to agents, per source.
+const DIRECT_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
+const DIRECT_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// Sources remembered by the rate limiter before it forgets the idle ones.
+const FORGET_ABOVE: usize = 10_000;
+
+/// An address as rate limits see it: IPv6 hosts have whole /64 networks to themselves.
+pub(crate) fn source(peer: SocketAddr) -> IpAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V4(ip) => IpAddr::V4(ip),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & (u128::MAX << 64))),
+    }
+}
+
+pub(crate) struct Budget {
+    held: Arc<Mutex<Held>>,
+    direct: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+#[derive(Default)]
+struct Held {
+    total: usize,
+    by_source: HashMap<IpAddr, usize>,
+}
+
+/// Held while a connection is anonymous.
+pub(crate) struct Permit {
+    held: Arc<Mutex<Held>>,
+    source: IpAddr,
+}
+
+impl Budget {
+    pub fn new() -> Self {
+        Budget {
+            held: Arc::default(),
+            direct: RateLimiter::keyed(
+                Quota::per_second(DIRECT_PER_SECOND).allow_burst(DIRECT_BURST),
+            ),
+        }
+    }
+
+    /// Room for one more anonymous connection, or which limit is reached.
+    pub fn enter(&self, peer: SocketAddr) -> Result<Permit, &'static str> {
+        let source = source(peer);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.total >= MAX_TOTAL {
+            return Err("too many anonymous connections");
+        }
+        let of_source = held.by_source.entry(source).or_default();
+        if *of_source >= MAX_PER_SOURCE {
+            return Err("too many anonymous connections from this address");
+        }
+        *of_source += 1;
+        held.total += 1;
+        Ok(Permit {
+            held: self.held.clone(),
+            source,
+        })
+    }
+
+    /// Whether this source may be passed through to an agent now.
+    pub fn direct(&self, peer: SocketAddr) -> bool {
+        if self.direct.len() > FORGET_ABOVE {
+            self.direct.retain_recent();
+        }
+        self.direct.check_key(&source(peer)).is_ok()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.total = held.total.saturating_sub(1);
+        if let Some(n) = held.by_source.get_mut(&self.source) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                held.by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(ip: &str) -> SocketAddr {
+        SocketAddr::new(ip.parse().unwrap(), 1)
+    }
+
+    #[test]
+    fn one_source_does_not_take_all_and_gives_back() {
+        let budget = Budget::new();
+        let held: Vec<_> = (0..MAX_PER_SOURCE)
+            .map(|_| budget.enter(peer("10.0.0.1")).unwrap())
+            .collect();
+        assert!(budget.enter(peer("10.0.0.1")).is_err());
+        assert!(budget.enter(peer("10.0.0.2")).is_ok());
+        drop(held);
+        assert!(budget.enter(peer("10.0.0.1")).is_ok());
+    }
+
+    #[test]
+    fn direct_is_limited_per_network() {
+        let budget = Budget::new();
+        let passed = (0..300)
+            .filter(|i| budget.direct(peer(&format!("2001:db8::{i:x}"))))
+            .count();
+        assert!((100..200).contains(&passed), "{passed}");
+        assert!(budget.direct(peer("2001:db8:0:1::1")));
+        assert_eq!(source(peer("::ffff:10.0.0.1")), source(peer("10.0.0.1")));
+    }
+}
