@@ -114,7 +114,10 @@ impl Helper {
                 "the proxy {proxy} does not accept your certificate ({alert:?}); run: postern login"
             ),
             Some(Error::InvalidCertificate(
-                C::UnknownIssuer | C::NotValidForName | C::NotValidForNameContext { .. },
+                C::UnknownIssuer
+                | C::BadSignature
+                | C::NotValidForName
+                | C::NotValidForNameContext { .. },
             )) => {
                 format!(
                     "what answers at {proxy} is not the proxy of cluster {cluster}: the cluster's CA did not sign its certificate; check the address, or log in again if the CA was replaced"

@@ -19,6 +19,7 @@ mod out;
 mod profile;
 mod resolve;
 mod rpc;
+mod session;
 mod stdio;
 mod when;
 

@@ -66,7 +66,10 @@ fn explain(cause: &str) -> String {
         || cause.contains("AccessDenied")
     {
         "your certificate is not accepted; run: postern login"
-    } else if cause.contains("UnknownIssuer") || cause.contains("ca_pin") {
+    } else if cause.contains("UnknownIssuer")
+        || cause.contains("BadSignature")
+        || cause.contains("ca_pin")
+    {
         "what answers there does not belong to the cluster that this profile or pin names; check the address and the pin"
     } else {
         return cause.to_owned();

@@ -251,14 +251,7 @@ async fn administration_over_the_socket() {
     let listed = cluster.admin(&["tokens", "ls"]).await.ok();
     let lines: Vec<&str> = listed.lines().collect();
     assert!(lines[0].starts_with("TOKEN "), "{listed}");
-    for want in [
-        "ssh, tcp",
-        "web-*",
-        "0 of 1",
-        "valid",
-        "just now",
-        "  in ",
-    ] {
+    for want in ["ssh, tcp", "web-*", "0 of 1", "valid", "just now", "  in "] {
         assert!(lines[1].contains(want), "no {want:?} in {listed}");
     }
     let secret = token.rsplit('_').next().unwrap();

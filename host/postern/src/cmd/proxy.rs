@@ -3,18 +3,17 @@
 
 use crate::cli::Global;
 use crate::failure::Failure;
-use crate::helper::{BUFFER, Helper};
+use crate::helper::Helper;
 use crate::profile::Home;
 use crate::resolve;
+use crate::session::carry;
 use crate::stdio::Stdio;
 use crate::{cmd::proxy::listen::listen, resolve::resolve};
 use clap::Args;
-use postern_identity::ResourceId;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use tokio::io::copy_bidirectional_with_sizes;
 
 mod listen;
 
@@ -104,31 +103,12 @@ pub async fn stdio(request: StdioRequest) -> Result<(), Failure> {
         resolve::Named::Full(id) => id,
         resolve::Named::Bare(_) => resolve(&request.name, &home, &profile).await?,
     };
-    let mut remote = Helper::new(&home, &profile)?.open(&id).await?;
+    let remote = Helper::new(&home, &profile)?.open(&id).await?;
     let mut local = Stdio::open()
         .map_err(|e| Failure::new(format!("cannot use standard input and output: {e}")))?;
-    let copied = copy_bidirectional_with_sizes(&mut local, &mut remote, BUFFER, BUFFER).await;
+    let carried = carry(&mut local, remote, &id).await;
     local.finish().await;
-    ended(&id, copied.map(|_| ()))
-}
-
-/// How a session ended: `Ok` where somebody simply went away.
-fn ended(id: &ResourceId, result: io::Result<()>) -> Result<(), Failure> {
-    match result {
-        Ok(()) => Ok(()),
-        // Whoever reads us is gone.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        // SSH knows for itself whether its session was cut short.
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && id.kind == "ssh" => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(Failure::new(format!(
-            "the session with {}.{} was cut: what came may be incomplete",
-            id.name, id.kind
-        ))),
-        Err(e) => Err(Failure::new(format!(
-            "the session with {}.{} was cut: {e}",
-            id.name, id.kind
-        ))),
-    }
+    carried
 }
 
 #[cfg(test)]

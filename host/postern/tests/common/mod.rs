@@ -1,6 +1,8 @@
 //! Running the real `postern` and looking at what it says.
 #![allow(dead_code)]
 
+pub mod cluster;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Stdio;

@@ -1,15 +1,14 @@
 //! The loopback listener: one helper connection for each connection accepted.
 
-use super::ended;
 use crate::failure::Failure;
-use crate::helper::{BUFFER, Helper};
+use crate::helper::Helper;
 use crate::out;
 use crate::profile::{Home, Profile};
+use crate::session::carry;
 use postern_identity::ResourceId;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
@@ -90,12 +89,7 @@ async fn accept(
 async fn session(mut client: TcpStream, helper: Rc<Helper>, id: Rc<ResourceId>) {
     let _ = client.set_nodelay(true);
     let result = match helper.open(&id).await {
-        Ok(mut remote) => ended(
-            &id,
-            copy_bidirectional_with_sizes(&mut client, &mut remote, BUFFER, BUFFER)
-                .await
-                .map(|_| ()),
-        ),
+        Ok(remote) => carry(&mut client, remote, &id).await,
         Err(failure) => Err(failure),
     };
     if let Err(failure) = result {

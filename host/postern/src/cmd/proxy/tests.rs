@@ -36,21 +36,3 @@ fn everything_else_is_parsed_in_full() {
         assert_eq!(short_way(&args(other)), None, "{other:?}");
     }
 }
-
-#[test]
-fn how_a_session_ends() {
-    let id = |kind: &str| ResourceId {
-        kind: kind.into(),
-        name: "x".into(),
-    };
-    let eof = || Err(io::ErrorKind::UnexpectedEof.into());
-    assert_eq!(ended(&id("ssh"), eof()), Ok(()));
-    assert_eq!(
-        ended(&id("tcp"), Err(io::ErrorKind::BrokenPipe.into())),
-        Ok(())
-    );
-    assert_eq!(
-        ended(&id("tcp"), eof()).unwrap_err().to_string(),
-        "the session with x.tcp was cut: what came may be incomplete"
-    );
-}
