@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use postern_identity::tls::{self, ClientAuth, TlsIdentity};
+use postern_identity::tls::{self, ClientAuth, TlsIdentity, cert_pem};
 use postern_identity::{
     AgentCertInfo, AgentIdentity, Ca, CaKind, ResourceId, ServiceKeys, TrustBundle, UserIdentity,
     Validity, auth_dns, proxy_dns,
@@ -147,7 +145,7 @@ impl Authority {
     fn sign_server(&self, spki: &[u8], names: &[String], v: Validity) -> Result<String, AuthError> {
         let ca = self.ca(CaKind::Host)?;
         let leaf = ca.sign_tls_server(spki, names, v).map_err(AuthError::ca)?;
-        Ok(format!("{}{}", pem(&leaf), ca.public().x509_pem))
+        Ok(format!("{}{}", cert_pem(&leaf), ca.public().x509_pem))
     }
 
     /// For one service: what D2 lets its kind have.
@@ -190,9 +188,11 @@ impl Authority {
             } else {
                 self.sign_server(spki, &dns, v)?
             },
-            tls_client_pem: pem(&agent
-                .sign_tls_agent(spki, host_id, service, v)
-                .map_err(AuthError::ca)?),
+            tls_client_pem: cert_pem(
+                &agent
+                    .sign_tls_agent(spki, host_id, service, v)
+                    .map_err(AuthError::ca)?,
+            ),
             ssh_host: match kind {
                 "proxy" => self.sign_ssh_host(ssh_key, &[proxy_dns(&self.cluster)], v)?,
                 "ssh" if !dns.is_empty() => self.sign_ssh_host(ssh_key, &dns, v)?,
@@ -241,7 +241,7 @@ impl Authority {
             logins
         };
         Ok(UserCertificates {
-            tls_pem: pem(&ca.sign_tls_user(spki, user, v).map_err(AuthError::ca)?),
+            tls_pem: cert_pem(&ca.sign_tls_user(spki, user, v).map_err(AuthError::ca)?),
             ssh: ca
                 .sign_ssh_user(ssh_key, user, principals, v)
                 .map_err(AuthError::ca)?,
@@ -252,16 +252,4 @@ impl Authority {
 
 fn key(kind: CaKind) -> String {
     format!("/ca/{}", kind.name())
-}
-
-fn pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len() + text.len() / 64 + 64);
-    out.push_str("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        out.extend(line.iter().map(|b| char::from(*b)));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
 }

@@ -89,7 +89,7 @@ impl State {
         let now = u64::try_from(time::now()).unwrap_or(0);
         for entry in self.kv.get_many(keys).await?.into_iter().flatten() {
             let lock = records::decode::<Lock>(&entry)?.value;
-            if lock.expires_unix.is_none_or(|at| at > now) {
+            if lock.holds_at(now) {
                 return Ok(Some(lock));
             }
         }

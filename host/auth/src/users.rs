@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use postern_access::{Decision, Role, Subject, Target, decide};
+use postern_access::{Compiled, Role, Subject, Target};
 use postern_api::v1::user_service_server::UserService;
 use postern_api::v1::{
     ListResourcesRequest, ListResourcesResponse, ResourceView, StatusRequest, StatusResponse,
@@ -61,17 +61,18 @@ fn visible(
     roles: &[Role],
     wanted: &ListResourcesRequest,
 ) -> Vec<ResourceView> {
-    let subject = Subject {
+    let rules = Compiled::new(&Subject {
         user: &user.name,
         roles,
         traits: &user.traits,
-    };
-    let mut views: BTreeMap<(String, String), ResourceView> = BTreeMap::new();
+    });
+    let mut views: BTreeMap<ResourceId, ResourceView> = BTreeMap::new();
     for (_, seen) in state.inventory.all() {
         let kind = &seen.announced.kind;
         if !wanted.kind.is_empty() && wanted.kind != *kind {
             continue;
         }
+        let literal = rules.allowed_principals(kind, "logins");
         for resource in &seen.announced.resources {
             let target = Target {
                 kind,
@@ -82,30 +83,20 @@ fn visible(
                 .labels
                 .iter()
                 .all(|(k, v)| resource.labels.get(k) == Some(v));
-            if !matches || !matches!(decide(&subject, &target, &[]), Decision::Allow { .. }) {
+            if !matches || !rules.decide(&target, &[]).is_allow() {
                 continue;
             }
-            let logins: Vec<String> = postern_access::allowed_principals(&subject, kind, "logins")
-                .into_iter()
-                .filter(|l| {
-                    matches!(
-                        decide(&subject, &target, &[("logins", l)]),
-                        Decision::Allow { .. }
-                    )
-                })
-                .collect();
+            let here = |login: &&String| rules.decide(&target, &[("logins", login)]).is_allow();
             let id = ResourceId {
                 kind: kind.clone(),
                 name: resource.name.clone(),
             };
-            let view = views
-                .entry((kind.clone(), resource.name.clone()))
-                .or_insert_with(|| ResourceView {
-                    dns: id.dns(state.cluster()),
-                    kind: id.kind,
-                    name: id.name,
-                    ..ResourceView::default()
-                });
+            let view = views.entry(id).or_insert_with_key(|id| ResourceView {
+                kind: id.kind.clone(),
+                name: id.name.clone(),
+                dns: id.dns(state.cluster()),
+                ..ResourceView::default()
+            });
             // Where agents disagree about labels, a healthy one is believed.
             if view.agents == 0 {
                 view.labels = resource.labels.clone();
@@ -115,7 +106,7 @@ fn visible(
                 view.healthy = true;
             }
             view.direct |= resource.direct;
-            view.logins.extend(logins);
+            view.logins.extend(literal.iter().filter(here).cloned());
             view.logins.sort_unstable();
             view.logins.dedup();
         }
