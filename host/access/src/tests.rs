@@ -558,8 +558,15 @@ fn question() -> impl Strategy<Value = Question> {
         })
 }
 
+/// Half of the time with a role that allows everything, else too little would be allowed to notice denials.
 fn roles() -> impl Strategy<Value = Vec<Role>> {
-    prop::collection::vec(any_role(), 0..4)
+    let everything = role(
+        r#"{"name":"all","allow":{"*":{"labels":{"*":["*"]},"logins":["*"],"groups":["*"],"other":["*"]}}}"#,
+    );
+    (prop::collection::vec(any_role(), 0..4), any::<bool>()).prop_map(move |(mut roles, open)| {
+        roles.extend(open.then(|| everything.clone()));
+        roles
+    })
 }
 
 proptest! {

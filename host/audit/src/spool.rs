@@ -294,13 +294,13 @@ impl Spool {
                     continue;
                 }
             };
-            let mut attempt = 0;
+            let mut attempt = 0u32;
             while !batch.events.is_empty() {
                 match deliver(batch.events.clone()).await {
                     Ok(()) => break,
                     Err(why) => {
                         metrics::counter!("postern_audit_delivery_failures_total").increment(1);
-                        if attempt == 0 {
+                        if attempt == 0 || attempt.is_power_of_two() {
                             tracing::warn!(
                                 "audit events can't be delivered, they wait on disk: {why}"
                             );

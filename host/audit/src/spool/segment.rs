@@ -57,6 +57,8 @@ pub(super) async fn lock(dir: &Path) -> Result<File, SpoolError> {
         .mode(0o700)
         .create(dir)
         .map_err(|e| error("cannot be made", e))?;
+    // Its own name has to survive as well; a parent that can't be opened is no reason to stop.
+    let _ = dir.parent().map(sync_dir);
     let mode = fs::metadata(dir)
         .map_err(|e| error("cannot be read", e))?
         .permissions()

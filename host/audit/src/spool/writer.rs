@@ -306,9 +306,11 @@ impl Writer {
             events: self.undelivered,
             bytes: self.used(),
         };
-        metrics::gauge!("postern_audit_spooled").set(state.events as f64);
-        metrics::gauge!("postern_audit_spooled_bytes").set(state.bytes as f64);
-        self.progress.send_replace(Progress { durable, state });
+        let before = self
+            .progress
+            .send_replace(Progress { durable, state })
+            .state;
+        count(before, state);
     }
 
     fn explain(&self, e: &io::Error) -> String {
@@ -320,4 +322,18 @@ impl Writer {
             _ => format!("an event can't be written: {e}"),
         }
     }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        count(self.progress.borrow().state, SpoolState::default());
+    }
+}
+
+/// A process has a spool per service; the gauges are of all of them, so each adds its difference.
+fn count(before: SpoolState, after: SpoolState) {
+    let events = after.events as f64 - before.events as f64;
+    metrics::gauge!("postern_audit_spooled").increment(events);
+    let bytes = after.bytes as f64 - before.bytes as f64;
+    metrics::gauge!("postern_audit_spooled_bytes").increment(bytes);
 }
