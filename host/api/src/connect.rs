@@ -43,7 +43,10 @@ pub fn connect_lazy(addr: &str, cluster: &str, tls: Arc<rustls::ClientConfig>) -
                 Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
                 Ok(Err(e)) => Err(io::Error::new(
                     e.kind(),
-                    format!("cannot reach the Auth Service ({name}) at {addr}: {e}"),
+                    format!(
+                        "cannot reach the Auth Service ({name}) at {addr}: {}",
+                        explain(&e)
+                    ),
                 )),
                 Err(_) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -76,6 +79,23 @@ pub fn connect_unix(path: &Path) -> Channel {
             }
         }
     }))
+}
+
+/// A connection error in words for an operator: rustls wraps what a verifier of ours said into its own types, and
+/// names alerts by their number's name.
+fn explain(e: &io::Error) -> String {
+    use rustls::{AlertDescription, CertificateError, Error};
+    match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(CertificateError::Other(ours))) => ours.0.to_string(),
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "its certificate is not from this cluster's host CA".to_owned()
+        }
+        Some(Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            "it refused our certificate: that has expired".to_owned()
+        }
+        Some(Error::AlertReceived(alert)) => format!("it refused the connection ({alert:?})"),
+        _ => e.to_string(),
+    }
 }
 
 /// The authority only fills `:authority`; the connectors above know where to go. An unusable name fails in the

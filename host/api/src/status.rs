@@ -48,8 +48,6 @@ pub mod reasons {
     pub const WRONG_CALLER: &str = "wrong-caller";
     pub const NOT_FOUND: &str = "not-found";
     pub const EXISTS: &str = "exists";
-    /// The caller's connection is too slow for what it watches: watch again.
-    pub const LAGGED: &str = "lagged";
     pub const BUSY: &str = "busy";
     pub const INTERNAL: &str = "internal";
 }
@@ -74,11 +72,16 @@ pub fn describe(status: &Status) -> String {
     if reason(status).is_some() {
         return status.message().to_owned();
     }
+    // tonic's own layer between the call and what went wrong.
+    const NOISE: &str = "transport error";
     let mut text = status.message().to_owned();
+    if text == NOISE {
+        text.clear();
+    }
     let mut cause = status.source();
     while let Some(e) = cause {
         let next = e.to_string();
-        if !text.contains(&next) {
+        if next != NOISE && !text.contains(&next) {
             if !text.is_empty() {
                 text.push_str(": ");
             }

@@ -50,8 +50,12 @@ impl Patience {
     }
 
     fn extend(&self, by: Duration) {
-        self.until_ms
-            .fetch_max(millis(self.since.elapsed() + by), Ordering::Relaxed);
+        // Nobody needs longer to log in or to join, whatever he calls in between.
+        const LONGEST: Duration = Duration::from_secs(120);
+        self.until_ms.fetch_max(
+            millis((self.since.elapsed() + by).min(LONGEST)),
+            Ordering::Relaxed,
+        );
     }
 }
 

@@ -289,3 +289,64 @@ pub fn lock_dir(dir: &Path) -> Result<File, DbError> {
         Err(std::fs::TryLockError::Error(e)) => Err(fail(e.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS t (k INTEGER PRIMARY KEY, v BLOB);";
+
+    async fn put(db: &Db, k: i64, bytes: usize) -> Result<(), DbError> {
+        let path = db.path().to_owned();
+        db.write(move |c| {
+            c.execute(
+                "INSERT INTO t VALUES (?1, zeroblob(?2))",
+                rusqlite::params![k, bytes],
+            )
+            .map(|_| ())
+            .map_err(|e| DbError::new(&path, &e))
+        })
+        .await
+    }
+
+    async fn count(db: &Db) -> i64 {
+        db.read(|c| {
+            c.query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+                .map_err(|e| DbError::new(Path::new("t"), &e))
+        })
+        .await
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_failed_job_undoes_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, _) = Db::open(&dir.path().join("t.db"), SCHEMA).unwrap();
+        let jobs = (0..100).map(|n| put(&db, n / 2, 10));
+        let results = futures::future::join_all(jobs).await;
+        assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 50);
+        assert_eq!(count(&db).await, 50);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_said_and_lasts_no_longer_than_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let schema = format!("PRAGMA max_page_count = 40; {SCHEMA}");
+        let (db, _) = Db::open(&dir.path().join("t.db"), &schema).unwrap();
+        put(&db, 1, 10_000).await.unwrap();
+        let full = put(&db, 2, 500_000).await.unwrap_err().to_string();
+        assert!(
+            full.contains("t.db: the disk is full; nothing was changed"),
+            "{full}"
+        );
+        // Also for those who are committed together with the one that did not fit.
+        let (small, large) = tokio::join!(put(&db, 3, 10), put(&db, 4, 500_000));
+        assert!(large.is_err());
+        assert_eq!(
+            count(&db).await,
+            1 + i64::from(small.is_ok()),
+            "answered is stored, refused is not"
+        );
+        put(&db, 5, 10).await.unwrap();
+    }
+}

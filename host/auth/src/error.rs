@@ -53,3 +53,13 @@ pub fn internal(what: &str, e: impl std::fmt::Display) -> Status {
         format!("the Auth Service could not {what} (its log says why); try again"),
     )
 }
+
+/// The same towards an administrator on the Auth host, who is told what is wrong.
+pub fn failed(what: &str, e: impl std::fmt::Display) -> Status {
+    tracing::error!("{what}: {e}");
+    refuse(
+        Code::Unavailable,
+        reasons::INTERNAL,
+        format!("cannot {what}: {e}"),
+    )
+}

@@ -41,7 +41,7 @@ use crate::users::Users;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From the end of the handshake until a stranger's first request is there.
 const STRANGER: Duration = Duration::from_secs(5);
-const HANDSHAKES: usize = 256;
+const HANDSHAKES: usize = 1024;
 const CONNECTIONS: usize = 8192;
 const STRANGERS: usize = 512;
 const KEEPALIVE: Duration = Duration::from_secs(10);

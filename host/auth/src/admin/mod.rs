@@ -22,7 +22,7 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
 use crate::audit_log::Filter;
-use crate::error::internal;
+use crate::error::failed;
 use crate::join::token_record_ttl;
 use crate::kv::{KvError, KvExt, Txn};
 use crate::login::hash_code;
@@ -112,7 +112,7 @@ impl AdminService for Admin {
             Err(KvError::Conflict { .. }) => {
                 return Err(exists("role", &role.name, "replace it with --replace"));
             }
-            Err(e) => return Err(internal("store the role", e)),
+            Err(e) => return Err(failed("store the role", e)),
         }
         self.0
             .record(
@@ -139,7 +139,7 @@ impl AdminService for Admin {
         self.0
             .put_lock(&lock)
             .await
-            .map_err(|e| internal("store the lock", e))?;
+            .map_err(|e| failed("store the lock", e))?;
         let event = self
             .0
             .event("lock.put")
@@ -187,7 +187,7 @@ impl AdminService for Admin {
             req.after_seq
         } else {
             let before = self.0.audit.before_last(req.last, filter.clone()).await;
-            before.map_err(|e| internal("read the audit log", e))?
+            before.map_err(|e| failed("read the audit log", e))?
         };
         let shutdown = self.0.shutdown.clone();
         let events = self.0.audit.read(from, filter, req.follow);
@@ -196,7 +196,7 @@ impl AdminService for Admin {
                 seq: stored.seq,
                 json: stored.json,
             })
-            .map_err(|e| internal("read the audit log", e))
+            .map_err(|e| failed("read the audit log", e))
             .take_until(async move { shutdown.cancelled().await });
         Ok(Response::new(events.boxed()))
     }
@@ -207,7 +207,7 @@ impl AdminService for Admin {
     ) -> Result<Response<ClusterInfoResponse>, Status> {
         let agents = records::all::<Agent>(&self.0.kv)
             .await
-            .map_err(|e| internal("list the proxies", e))?;
+            .map_err(|e| failed("list the proxies", e))?;
         let proxies = agents.into_iter().filter(|a| a.value.kind == "proxy");
         Ok(Response::new(ClusterInfoResponse {
             cluster: self.0.cluster().to_owned(),
@@ -232,7 +232,7 @@ impl Admin {
                 .kv
                 .get(&role_key(role))
                 .await
-                .map_err(|e| internal("read the roles", e))?
+                .map_err(|e| failed("read the roles", e))?
                 .is_none()
             {
                 return Err(not_found("role", role));
@@ -241,7 +241,7 @@ impl Admin {
         let key = User::key(&req.name);
         let old = load::<User>(&state.kv, &key)
             .await
-            .map_err(|e| internal("read the user", e))?;
+            .map_err(|e| failed("read the user", e))?;
         if old.is_some() && !req.reset {
             return Err(exists(
                 "user",
@@ -306,7 +306,7 @@ impl Admin {
                     "it was changed at the same moment; try again",
                 ));
             }
-            Err(e) => return Err(internal("store the user", e)),
+            Err(e) => return Err(failed("store the user", e)),
         }
         let event = state.event(if req.reset {
             "user.reset"
@@ -386,7 +386,7 @@ pub async fn create_token(
     let expires_unix = now + ttl(req.ttl_seconds, TOKEN_TTL)?;
     // Ids are short, for people; another try in the rare case that one is taken.
     for _ in 0..8 {
-        let token = JoinToken::generate().map_err(|e| internal("create a token", e))?;
+        let token = JoinToken::generate().map_err(|e| failed("create a token", e))?;
         let record = Token {
             id: token.id().to_owned(),
             hash: token.hash(),
@@ -406,10 +406,10 @@ pub async fn create_token(
         match state.kv.commit(txn).await {
             Ok(_) => return Ok((token, record)),
             Err(KvError::Conflict { .. }) => {}
-            Err(e) => return Err(internal("store the token", e)),
+            Err(e) => return Err(failed("store the token", e)),
         }
     }
-    Err(internal("create a token", "eight random ids were taken"))
+    Err(failed("create a token", "eight random ids were taken"))
 }
 
 fn ttl(asked: u64, default: u64) -> Result<i64, Status> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use super::bad;
-use crate::error::internal;
+use crate::error::failed;
 use crate::kv::KvError;
 use crate::records::{Agent, Resource, Token, User, all, lock_host, lock_service};
 use crate::state::Shared;
@@ -43,7 +43,7 @@ pub async fn list(state: &Shared, kind: &str) -> Result<Vec<Object>, Status> {
         }
     };
     let objects: Vec<(String, Value)> =
-        objects.map_err(|e| internal(&format!("list the {kind}s"), e))?;
+        objects.map_err(|e| failed(&format!("list the {kind}s"), e))?;
     Ok(objects
         .into_iter()
         .map(|(name, json)| Object {

@@ -8,7 +8,7 @@ use postern_identity::{AgentIdentity, check_host_id};
 use tonic::{Code, Status};
 
 use super::{bad, not_found};
-use crate::error::{AuthError, internal};
+use crate::error::{self, AuthError};
 use crate::join::release;
 use crate::kv::{KvError, KvExt, Txn};
 use crate::records::{
@@ -62,7 +62,7 @@ pub async fn remove(state: &Shared, req: &RemoveRequest, by: Option<u32>) -> Res
 }
 
 async fn delete(state: &Shared, kind: &str, name: &str, key: String) -> Result<(), Status> {
-    let failed = |e: KvError| internal(&format!("remove the {kind}"), e);
+    let failed = |e: KvError| error::failed(&format!("remove the {kind}"), e);
     if state.kv.get(&key).await.map_err(failed)?.is_none() {
         return Err(not_found(kind, name));
     }
@@ -70,7 +70,7 @@ async fn delete(state: &Shared, kind: &str, name: &str, key: String) -> Result<(
 }
 
 async fn remove_user(state: &Shared, name: &str) -> Result<(), Status> {
-    let failed = |e: KvError| internal("remove the user", e);
+    let failed = |e: KvError| error::failed("remove the user", e);
     let user = load::<User>(&state.kv, &User::key(name))
         .await
         .map_err(failed)?;
@@ -121,7 +121,7 @@ async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status>
             Ok(removed) => return Ok(removed),
             // A join or renewal came between.
             Err(AuthError::Kv(KvError::Conflict { .. })) => {}
-            Err(e) => return Err(internal("remove the agent", e)),
+            Err(e) => return Err(error::failed("remove the agent", e)),
         }
     }
     Err(refuse(

@@ -112,15 +112,15 @@ pub fn decide(ask: &Ask, view: &View, now: i64, rejoin_window: Duration) -> Deci
         ));
     }
     let mut generation = ask.generation;
-    if let Some(agent) = &view.agent {
-        if agent.nonce == ask.nonce {
-            if agent.asked == ask.digest && agent.not_after_unix > now {
-                return Decision::Replay(agent.clone());
-            }
-            // The answer was never read, and has expired or the configuration has changed meanwhile. Only the host it
-            // was issued to knows the nonce: it goes on from there, and is no copy.
-            generation = agent.generation;
+    if let Some(agent) = &view.agent
+        && agent.nonce == ask.nonce
+    {
+        if agent.asked == ask.digest && agent.not_after_unix > now {
+            return Decision::Replay(agent.clone());
         }
+        // The answer was never read, and has expired or the configuration has changed meanwhile. Only the host it
+        // was issued to knows the nonce: it goes on from there, and is no copy.
+        generation = agent.generation;
     }
     let skew = i64::try_from(ask.signed_at.abs_diff(now)).unwrap_or(i64::MAX);
     if skew > MAX_SKEW {
@@ -356,7 +356,8 @@ fn conflicts(ask: &Ask, view: &View, grants: &[Grant]) -> Result<(), Refusal> {
     if ask.is_proxy() {
         return Ok(());
     }
-    for resource in &view.resources {
+    let asked = |r: &&Resource| ask.names.binary_search(&r.name).is_ok();
+    for resource in view.resources.iter().filter(asked) {
         let Some(owner) = resource.holders.first() else {
             continue;
         };

@@ -6,6 +6,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use postern_access::Lock;
@@ -189,7 +190,7 @@ fn asked_resources(ask: &Ask, read: &Read) -> Vec<Resource> {
         .iter()
         .filter_map(|(_, r)| r.as_ref())
         .map(|r| &r.value);
-    held.filter(|r| r.kind == ask.kind && ask.names.contains(&r.name))
+    held.filter(|r| r.kind == ask.kind && ask.names.binary_search(&r.name).is_ok())
         .cloned()
         .collect()
 }
@@ -254,18 +255,21 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
             .expect(key.clone(), Some(stored.revision))
             .put_for(key, used.encode(), ttl);
     }
+    let mut claims: BTreeMap<String, &Resource> = plan
+        .claims
+        .iter()
+        .map(|c| (Resource::key(&c.kind, &c.name), c))
+        .collect();
     for (key, resource) in &read.resources {
         let revision = resource.as_ref().map(|r| r.revision);
-        let claimed = plan
-            .claims
-            .iter()
-            .find(|c| Resource::key(&c.kind, &c.name) == *key);
+        let claimed = claims.remove(key);
         txn = match (claimed, resource) {
             (Some(claim), _) => txn
                 .expect(key.clone(), revision)
                 .put(key.clone(), claim.encode()),
             (None, Some(held))
-                if ask.kind == held.value.kind && ask.names.contains(&held.value.name) =>
+                if ask.kind == held.value.kind
+                    && ask.names.binary_search(&held.value.name).is_ok() =>
             {
                 txn.expect(key.clone(), revision)
             }

@@ -56,7 +56,7 @@ async fn tokens_users_roles_and_locks_come_and_go() {
     assert_eq!(names(&lab, "role").await, ["access"]);
     let token = lab.token(&["ssh", "tcp"], &["web-*"], 3).await;
     let public = format!("pt_{}", token.split('_').nth(1).unwrap());
-    assert_eq!(names(&lab, "token").await, [public.clone()]);
+    assert_eq!(names(&lab, "token").await, std::slice::from_ref(&public));
     let shown = lab
         .admin()
         .get(GetRequest {

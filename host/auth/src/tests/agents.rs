@@ -403,7 +403,7 @@ async fn users_and_strangers_are_kept_out() {
 
 #[tokio::test]
 async fn expired_certificates_are_refused_on_new_and_old_connections() {
-    let lab = Lab::with(|o| o.cert_ttl = Duration::from_secs(2)).await;
+    let lab = Lab::with(|o| o.cert_ttl = Duration::from_secs(4)).await;
     let host = Host::new();
     let joined = host.join(&lab, "ssh", "ssh", &[]).await;
     let id = host.tls(&joined);

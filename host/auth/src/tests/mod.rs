@@ -34,7 +34,7 @@ pub const CLUSTER: &str = "demo.test";
 
 /// A cluster's Auth Service; stopped when dropped.
 pub struct Lab {
-    pub dir: TempDir,
+    _dir: TempDir,
     pub opts: AuthOptions,
     server: Option<AuthServer>,
     shutdown: CancellationToken,
@@ -69,7 +69,7 @@ impl Lab {
                 .unwrap(),
         );
         Lab {
-            dir,
+            _dir: dir,
             opts,
             server,
             shutdown,
