@@ -6,13 +6,32 @@
 //! - [`Plugin`]: one version of one component, compiled. Cheap to clone; old sessions keep the old version.
 //! - [`Codec`] and [`SshGuard`]: one fresh instance each, for one connection (D6). A trap ends that one alone.
 //! - [`PluginError`]: what failed, on which plugin, and what to do about it.
-#![forbid(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)] // cache.rs loads our own machine code, compile.rs lowers a thread's priority
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod bindings;
+mod cache;
+mod codec;
+mod compile;
+mod engine;
 mod error;
-mod runtime;
+mod instance;
+mod load;
+mod logging;
+mod meter;
+mod metrics;
+mod plugin;
+mod ssh;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod ticker;
+mod trusted;
 mod types;
 
-pub use error::{Cause, PluginError, TrapKind};
-pub use runtime::{Codec, Plugin, Runtime, SshGuard};
+pub use codec::Codec;
+pub use error::{Cause, PluginError, SettingsProblem, TrapKind};
+pub use load::Runtime;
+pub use plugin::Plugin;
+pub use ssh::SshGuard;
+pub use trusted::trusted_path;
 pub use types::*;

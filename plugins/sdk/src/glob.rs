@@ -99,8 +99,8 @@ mod tests {
     #[test]
     fn a_hostile_text_costs_no_more_than_its_length() {
         assert!(!matches(
-            &"a*".repeat(50),
-            &"a".repeat(20_000).replace("aaaaaaaaaaaaaaaa", "ab")
+            &format!("{}b", "a*".repeat(50)),
+            &"a".repeat(30_000)
         ));
         assert!(!matches("*a*a*a*a*a*a*a*a*b", &"a".repeat(30_000)));
     }

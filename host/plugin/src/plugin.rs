@@ -1,0 +1,146 @@
+//! One version of one component, compiled and linked.
+
+use crate::bindings::{base, codec as codec_world, ssh as ssh_world};
+use crate::codec::Codec;
+use crate::error::{Cause, PluginError, SettingsProblem};
+use crate::instance::{Ctx, Live, call};
+use crate::logging::Limiter;
+use crate::metrics::Metrics;
+use crate::ssh::SshGuard;
+use crate::ticker::Ticker;
+use crate::types::{Description, Limits, SshSessionInfo, World};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// One version of one component, ready to serve connections. Cheap to clone: sessions keep the version they began with.
+#[derive(Clone)]
+pub struct Plugin {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) base: base::BasePre<Ctx>,
+    pub(crate) service: Service,
+}
+
+/// What can be instantiated, by world.
+#[derive(Clone)]
+pub(crate) enum Service {
+    Codec(codec_world::CodecPre<Ctx>),
+    Ssh(ssh_world::SshPre<Ctx>),
+}
+
+/// What all instances of one plugin share.
+pub(crate) struct Loaded {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) digest: String,
+    pub(crate) file: String,
+    pub(crate) description: Description,
+    pub(crate) engine: wasmtime::Engine,
+    pub(crate) limits: Limits,
+    /// `limits.memory` with the default filled in.
+    pub(crate) memory_limit: usize,
+    pub(crate) slots: u32,
+    pub(crate) ticker: Arc<Ticker>,
+    pub(crate) stacks: Arc<Semaphore>,
+    pub(crate) metrics: Metrics,
+    pub(crate) log_limiter: Arc<Limiter>,
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let l = &self.loaded;
+        write!(
+            f,
+            "Plugin({} {} {} {})",
+            l.name,
+            l.version,
+            l.description.world.as_str(),
+            &l.digest[..12]
+        )
+    }
+}
+
+impl Plugin {
+    /// As in [`crate::PluginSource`].
+    pub fn name(&self) -> &str {
+        &self.loaded.name
+    }
+
+    /// What the plugin says of itself; checked at load.
+    pub fn description(&self) -> &Description {
+        &self.loaded.description
+    }
+
+    /// sha256 of the component, hex.
+    pub fn digest(&self) -> &str {
+        &self.loaded.digest
+    }
+
+    /// The file it came from, for messages.
+    pub fn file(&self) -> &str {
+        &self.loaded.file
+    }
+
+    /// Asks the plugin whether it accepts these settings (a JSON object), on an instance of its own. Must be asked before
+    /// they are used for connections. Errors: [`Cause::Settings`] with everything that is wrong, or a failure.
+    pub async fn validate(&self, settings_json: &str) -> Result<(), PluginError> {
+        let mut live = Live::new(self.loaded.clone(), "");
+        let pre = &self.base;
+        let verdict = call!(&mut live, "validate", |store| async {
+            let b = pre.instantiate_async(&mut *store).await?;
+            b.postern_plugin_manifest()
+                .call_validate(store, settings_json)
+                .await
+        })?;
+        verdict.map_err(|problems| {
+            let problems = problems
+                .into_iter()
+                .map(|p| SettingsProblem {
+                    path: p.path,
+                    message: p.message,
+                })
+                .collect();
+            live.error(Cause::Settings(problems))
+        })
+    }
+
+    /// A fresh instance for one connection. `settings_json` has passed [`Plugin::validate`]; `session` is the id under which
+    /// failures are reported.
+    pub async fn codec(&self, settings_json: &str, session: &str) -> Result<Codec, PluginError> {
+        let live = Live::new(self.loaded.clone(), session);
+        match &self.service {
+            Service::Codec(pre) => Codec::start(live, pre, settings_json).await,
+            Service::Ssh(_) => Err(self.wrong_world(World::Codec)),
+        }
+    }
+
+    /// A fresh instance for one SSH session. Errors: as for [`Plugin::codec`], and [`Cause::Refused`] if the plugin does not
+    /// want the session.
+    pub async fn ssh(
+        &self,
+        settings_json: &str,
+        session: &SshSessionInfo,
+    ) -> Result<SshGuard, PluginError> {
+        let live = Live::new(self.loaded.clone(), &session.session);
+        match &self.service {
+            Service::Ssh(pre) => SshGuard::start(live, pre, settings_json, session).await,
+            Service::Codec(_) => Err(self.wrong_world(World::Ssh)),
+        }
+    }
+
+    fn wrong_world(&self, needed: World) -> PluginError {
+        let l = &self.loaded;
+        let why = format!(
+            "implements world `{}`, but here one of world `{}` is needed: name another plugin",
+            l.description.world.as_str(),
+            needed.as_str()
+        );
+        PluginError::new(
+            &l.name,
+            Cause::WrongWorld {
+                file: l.file.clone(),
+                why,
+            },
+        )
+        .version(&l.version)
+    }
+}
