@@ -56,6 +56,7 @@ pub fn run(global: &Global, args: SshArgs) -> Result<(), Failure> {
         None => match openssh::default_login(&profile.logins, &local_user()) {
             Login::Own => None,
             Login::Is(login) => Some(login.to_owned()),
+            Login::Ambiguous if configured(&id.dns(&profile.cluster), &profile.logins) => None,
             Login::Ambiguous => {
                 let first = &profile.logins[0];
                 return Err(Failure::usage(format!(
@@ -84,6 +85,16 @@ pub fn run(global: &Global, args: SshArgs) -> Result<(), Failure> {
         std::io::ErrorKind::NotFound => "there is no OpenSSH client (ssh) in your PATH; install it (Debian: apt install openssh-client)".to_owned(),
         _ => format!("cannot start ssh: {e}"),
     }))
+}
+
+/// Whether the user's own OpenSSH configuration names a login that is allowed.
+fn configured(dns: &str, logins: &[String]) -> bool {
+    let Ok(shown) = Command::new("ssh").args(["-G", "--", dns]).output() else {
+        return false;
+    };
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    let user = shown.lines().find_map(|l| l.strip_prefix("user "));
+    user.is_some_and(|user| logins.iter().any(|l| l == user))
 }
 
 /// A server's name needs no look-up: its kind is known.

@@ -193,6 +193,7 @@ impl Agents {
     }
 
     async fn session(&self, acceptor: TlsAcceptor, tcp: TcpStream) -> std::io::Result<()> {
+        tcp.set_nodelay(true)?;
         let mut client = acceptor.accept(tcp).await?;
         let length = client.read_u32().await? as usize;
         assert!(length <= 4096);
