@@ -9,7 +9,7 @@ use crate::daemon::Daemon;
 use crate::{log, start};
 use anyhow::{Context, ensure};
 use postern_api::v1::{self, admin_service_client::AdminServiceClient};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -145,7 +145,8 @@ async fn join_agent(dir: &Path, admin: &mut AdminServiceClient<Channel>) -> anyh
             uses: 1,
             ..Default::default()
         })
-        .await?
+        .await
+        .map_err(told)?
         .into_inner()
         .token;
     // The agent has been waiting for this file.
@@ -160,16 +161,26 @@ async fn create_user(
     let logins = v1::StringList {
         values: vec![login.to_owned()],
     };
-    let created = admin
-        .create_user(v1::CreateUserRequest {
-            name: USER.into(),
-            roles: vec!["access".into()],
-            traits: HashMap::from([("logins".to_owned(), logins)]),
-            reset: true,
-            ttl_seconds: 300,
-        })
-        .await?;
-    Ok(created.into_inner().link)
+    let mut request = v1::CreateUserRequest {
+        name: USER.into(),
+        roles: vec!["access".into()],
+        traits: BTreeMap::from([("logins".to_owned(), logins)]),
+        reset: false,
+        ttl_seconds: 300,
+    };
+    let created = match admin.create_user(request.clone()).await {
+        // A directory that was kept has the user already.
+        Err(s) if s.code() == tonic::Code::AlreadyExists => {
+            request.reset = true;
+            admin.create_user(request).await
+        }
+        other => other,
+    };
+    Ok(created.map_err(told)?.into_inner().link)
+}
+
+fn told(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!(postern_api::status::describe(&status))
 }
 
 /// By the command that people use, with a password nobody needs to know.
