@@ -207,7 +207,9 @@ impl Feed {
             let written =
                 tokio::task::spawn_blocking(move || store::write_json(&path, &copy)).await;
             if let Ok(Err(e)) = written {
-                tracing::error!("the cache of roles and locks can't be stored: {e}; after a restart without Auth the older one applies");
+                tracing::error!(
+                    "the cache of roles and locks can't be stored: {e}; after a restart without Auth the older one applies"
+                );
             }
         }
         self.tx.send_replace(Arc::new(snapshot));

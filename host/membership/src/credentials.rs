@@ -81,7 +81,12 @@ impl Credentials {
         addr: &str,
         cluster: &str,
     ) -> Result<tonic::transport::Channel, tls::TlsError> {
-        let tls = tls::client(&self.trust, CaKind::Host, Some(&self.tls_client()), &[b"h2"])?;
+        let tls = tls::client(
+            &self.trust,
+            CaKind::Host,
+            Some(&self.tls_client()),
+            &[b"h2"],
+        )?;
         Ok(postern_api::connect_lazy(addr, cluster, tls))
     }
 
@@ -112,7 +117,6 @@ pub struct Pending {
     pub kind: String,
     pub names: Vec<String>,
     pub generation: u64,
-    pub signed_at_unix: u64,
     pub x509_key_pem: Zeroizing<String>,
     pub ssh_key: Zeroizing<String>,
 }
@@ -125,7 +129,6 @@ impl Pending {
             kind: kind.to_owned(),
             names: names.to_vec(),
             generation,
-            signed_at_unix: unix_now(),
             x509_key_pem: keys.x509_key_pem,
             ssh_key: keys.ssh_key,
         }
@@ -161,7 +164,11 @@ impl MemberDir {
         store::read_json(&self.0.join("credentials.json"))
     }
 
-    /// The unanswered join for these parameters, or a new one, stored before it returns.
+    /// The unanswered join, or a new one, stored before it returns.
+    ///
+    /// While an answer is missing the nonce stays, even if the configuration changed meanwhile or Auth
+    /// refused: if Auth had answered and the answer was lost, it must know this for the same attempt. A new
+    /// nonce with the old generation would look like a copied disk.
     pub fn pending(
         &self,
         kind: &str,
@@ -169,28 +176,28 @@ impl MemberDir {
         generation: u64,
     ) -> Result<Pending, StoreError> {
         let path = self.0.join("pending.json");
-        // A pending join that can't be read was never sent whole: starting anew is safe.
-        if let Ok(Some(p)) = store::read_json::<Pending>(&path)
-            && p.kind == kind
-            && p.names == names
-            && p.generation == generation
-        {
-            return Ok(p);
+        // A pending join that can't be read was never sent: it is stored whole before that.
+        let before = store::read_json::<Pending>(&path).ok().flatten();
+        let before = before.filter(|p| p.generation == generation);
+        let mut pending = Pending::new(kind, names, generation);
+        if let Some(before) = before {
+            if before.kind == kind && before.names == names {
+                return Ok(before);
+            }
+            pending.nonce = before.nonce;
         }
-        let fresh = Pending::new(kind, names, generation);
-        store::write_json(&path, &fresh)?;
-        Ok(fresh)
+        store::write_json(&path, &pending)?;
+        Ok(pending)
     }
 
     /// Stores the answer, then forgets the question.
     pub fn accept(&self, credentials: &Credentials) -> Result<(), StoreError> {
         store::write_json(&self.0.join("credentials.json"), credentials)?;
-        self.forget_pending();
+        // What remains after a crash here is a question with an older generation, which is never asked again.
+        let _ = std::fs::remove_file(self.0.join("pending.json"));
         Ok(())
     }
-
-    /// After a definite refusal the next attempt is a new question.
-    pub fn forget_pending(&self) {
-        let _ = std::fs::remove_file(self.0.join("pending.json"));
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,9 +49,7 @@ pub enum RootOfTrust {
 pub enum JoinError {
     #[error("{0}")]
     Refused(String),
-    #[error(
-        "service {service:?}: Auth can't be reached at {addr}: {why}; will be tried again"
-    )]
+    #[error("service {service:?}: Auth can't be reached at {addr}: {why}; will be tried again")]
     Unreachable {
         service: String,
         addr: String,
@@ -63,10 +61,7 @@ pub enum JoinError {
         source: postern_config::TokenError,
     },
     #[error("service {service:?}: {source}")]
-    Store {
-        service: String,
-        source: StoreError,
-    },
+    Store { service: String, source: StoreError },
     #[error("service {service:?}: Auth's answer can't be used: {why}")]
     Answer { service: String, why: String },
     #[error("service {service:?}: {why}")]
@@ -118,10 +113,7 @@ impl Joiner {
         let answer = match answer {
             Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
             Ok(Err(s)) if transient(&s) => return Err(self.unreachable(status::describe(&s))),
-            Ok(Err(s)) => {
-                self.dir.forget_pending();
-                return Err(JoinError::Refused(s.message().to_owned()));
-            }
+            Ok(Err(s)) => return Err(JoinError::Refused(s.message().to_owned())),
             Ok(Ok(answer)) => answer.into_inner(),
         };
         let trust: TrustBundle =
@@ -166,11 +158,7 @@ impl Joiner {
             service: self.service.clone(),
             why: e.to_string(),
         })?;
-        Ok(postern_api::connect_lazy(
-            &self.addr,
-            &self.cluster,
-            tls,
-        ))
+        Ok(postern_api::connect_lazy(&self.addr, &self.cluster, tls))
     }
 
     fn unreachable(&self, why: String) -> JoinError {

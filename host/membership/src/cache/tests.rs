@@ -78,8 +78,9 @@ fn a_role_that_cannot_be_read_denies_everything() {
 #[test]
 fn a_cache_file_that_is_half_written_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
-    postern_identity::store::private_dir(dir.path()).unwrap();
-    let path = dir.path().join("cache.json");
+    let data = dir.path().join("data");
+    postern_identity::store::private_dir(&data).unwrap();
+    let path = data.join("cache.json");
     store::write_secret(&path, b"{\"revision\": 4, \"ro").unwrap();
     let (_feed, cache) = Feed::open(path.clone());
     assert_eq!(cache.borrow().revision, 0);
@@ -89,8 +90,9 @@ fn a_cache_file_that_is_half_written_is_put_aside() {
 #[tokio::test]
 async fn what_is_published_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    postern_identity::store::private_dir(dir.path()).unwrap();
-    let path = dir.path().join("cache.json");
+    let data = dir.path().join("data");
+    postern_identity::store::private_dir(&data).unwrap();
+    let path = data.join("cache.json");
     let (feed, cache) = Feed::open(path.clone());
     let mut s = Snapshot::default();
     s.apply(event(7, Change::RoleJson(role("dev"))));
