@@ -17,6 +17,8 @@ mod server;
 mod splice;
 mod ssh;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use client::{

@@ -472,6 +472,15 @@ impl Registry {
         true
     }
 
+    /// Whether streams may still come through this link.
+    pub(crate) fn takes_streams(&self, id: LinkId) -> bool {
+        let state = self.lock();
+        state
+            .links
+            .get(&id)
+            .is_some_and(|l| !l.superseded && !l.draining)
+    }
+
     /// Links to say goodbye to.
     pub(crate) fn controls(&self) -> Vec<mpsc::Sender<Frame>> {
         self.lock()

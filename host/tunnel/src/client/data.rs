@@ -19,8 +19,12 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Being dialled, or preparing for the next stream.
-    Preparing,
+    /// Being dialled.
+    Dialling,
+    /// Between two streams: idle soon, unless the proxy has still to read much of the last one.
+    Recycling,
+    /// Takes no more streams; what was sent last may be on its way.
+    Lingering,
     Idle,
     Live,
     /// Ended; with a reason if it never came up.
@@ -84,8 +88,9 @@ impl Data {
                 After::Finished => break,
                 After::Useless => return None,
             }
-            self.tell(Phase::Preparing).await;
+            self.tell(Phase::Recycling).await;
         }
+        self.tell(Phase::Lingering).await;
         // What we sent last may still be on its way. The proxy closes once it has read it all; closing from here
         // could destroy it (a TCP reset overtakes data).
         connection.token.cancelled().await;

@@ -369,18 +369,22 @@ impl Pool {
             return;
         }
         let opts = &self.context.dialer.opts;
-        let (idle, dialling) = (self.count(&Phase::Idle), self.count(&Phase::Preparing));
+        let (idle, dialling) = (self.count(&Phase::Idle), self.count(&Phase::Dialling));
         let ready = idle + dialling;
-        let goal = opts.warm.max(1).max(self.wanted);
+        // Who waits at the proxy has nothing of a connection that will be idle at some time.
+        let to_keep = opts
+            .warm
+            .max(1)
+            .saturating_sub(ready + self.count(&Phase::Recycling));
+        let missing = to_keep.max(self.wanted.saturating_sub(ready));
         let room = opts.max_data.saturating_sub(self.phases.len());
-        let n = goal
-            .saturating_sub(ready)
+        let n = missing
             .min(room)
             .min(DIALS_AT_ONCE.saturating_sub(dialling));
         for _ in 0..n {
             let id = self.next_id;
             self.next_id += 1;
-            self.phases.insert(id, Phase::Preparing);
+            self.phases.insert(id, Phase::Dialling);
             let data = Data {
                 id,
                 dialer: self.context.dialer.clone(),

@@ -48,6 +48,9 @@ pub(crate) async fn serve(
     };
     let mut patience = NEXT_CHANNEL;
     loop {
+        if patience != AFTER_RESET && !server.registry.takes_streams(link) {
+            return Ok(());
+        }
         let next = timeout(patience, events.channels.recv());
         let channel = tokio::select! {
             next = next => match next {
