@@ -217,7 +217,7 @@ impl Daemon {
         });
         Ok(lines
             .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+            .fold(0.0, |sum, value| sum + value))
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -144,10 +144,7 @@ fn tell(story: &mut Story) -> Result<()> {
         "root-of-another-host"
     };
     let refused = alice.ssh_as(other, &agent.resource).arg("true").run()?;
-    story.show(
-        &format!("ssh {other}@{}", agent.host()),
-        &last_line(&refused.err()),
-    );
+    story.show(&format!("ssh {other}@{}", agent.host()), &refused.err());
     ensure!(
         !refused.status.success(),
         "that login should have been refused"
@@ -165,7 +162,7 @@ fn tell(story: &mut Story) -> Result<()> {
     story.note("bob has the role staging-only; web-1 has the label env=prod:");
     story.show(
         &format!("ssh {}@{}    (as bob)", agent.login, agent.host()),
-        &last_line(&refused.err()),
+        &refused.err(),
     );
     ensure!(!refused.status.success(), "bob should have been refused");
 
@@ -266,10 +263,6 @@ fn start_agent(
 
 fn cluster_user(cluster: &Cluster, name: &str, link: &str) -> Result<postern_tests::User> {
     postern_tests::User::enroll(cluster, name, link)
-}
-
-fn last_line(s: &str) -> String {
-    s.lines().last().unwrap_or_default().to_string()
 }
 
 /// A link as far as it fits a line; its code works once, and has been used when this is printed.
