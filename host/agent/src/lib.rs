@@ -82,11 +82,7 @@ impl Agent {
         };
         let root = match (agent.ca_pin.is_empty(), local.trust) {
             (true, Some(trust)) => RootOfTrust::Local(trust),
-            (true, None) => {
-                return Err(AgentError::Config(
-                    "ca_pin is not set; `postern tokens create` prints it".into(),
-                ));
-            }
+            (true, None) => RootOfTrust::FetchedOnce(config.data_dir.join("trust.json")),
             (false, _) => RootOfTrust::Pins(
                 agent
                     .ca_pin

@@ -3,7 +3,12 @@
 use crate::credentials::{Credentials, MemberDir};
 use postern_api::{join as signing, status, v1};
 use postern_config::JoinParams;
-use postern_identity::{CaKind, CaPin, HostKey, TrustBundle, store::StoreError, tls};
+use postern_identity::{
+    CaKind, CaPin, HostKey, TrustBundle,
+    store::{self, StoreError},
+    tls,
+};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -42,6 +47,9 @@ pub enum RootOfTrust {
     Pins(Vec<CaPin>),
     /// Auth runs in this process.
     Local(TrustBundle),
+    /// No pin: the CAs are fetched once over the proxy's publicly valid HTTPS, and kept in this file.
+    /// That trusts the proxy that once.
+    FetchedOnce(PathBuf),
 }
 
 /// Why a service has no credentials.
@@ -107,8 +115,9 @@ impl Joiner {
             signature: Vec::new(),
         };
         signing::sign(&mut request, &self.host_key);
-        let mut client =
-            v1::join_service_client::JoinServiceClient::new(self.channel(held.map(|c| &c.trust))?);
+        let mut client = v1::join_service_client::JoinServiceClient::new(
+            self.channel(held.map(|c| &c.trust)).await?,
+        );
         let answer = tokio::time::timeout(ATTEMPT, client.join(request)).await;
         let answer = match answer {
             Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
@@ -147,18 +156,38 @@ impl Joiner {
         }
     }
 
-    fn channel(&self, held: Option<&TrustBundle>) -> Result<Channel, JoinError> {
+    async fn channel(&self, held: Option<&TrustBundle>) -> Result<Channel, JoinError> {
         let tls = match (held, &self.root) {
             (Some(trust), _) | (None, RootOfTrust::Local(trust)) => {
                 tls::client(trust, CaKind::Host, None, &[b"h2"])
             }
             (None, RootOfTrust::Pins(pins)) => tls::client_pinned(pins, &[b"h2"]),
+            (None, RootOfTrust::FetchedOnce(path)) => {
+                tls::client(&self.fetched(path).await?, CaKind::Host, None, &[b"h2"])
+            }
         }
         .map_err(|e| JoinError::Tls {
             service: self.service.clone(),
             why: e.to_string(),
         })?;
         Ok(postern_api::connect_lazy(&self.addr, &self.cluster, tls))
+    }
+
+    /// The CAs kept from the first time, or fetched now.
+    async fn fetched(&self, path: &Path) -> Result<TrustBundle, JoinError> {
+        if let Some(kept) = store::read_json(path).map_err(|e| self.store(e))? {
+            return Ok(kept);
+        }
+        let trust = postern_api::bootstrap::fetch_trust(&self.addr)
+            .await
+            .map_err(|e| self.unreachable(e.to_string()))?;
+        store::write_json(path, &trust).map_err(|e| self.store(e))?;
+        let pins: Vec<_> = trust.host_pins().iter().map(CaPin::to_string).collect();
+        tracing::warn!(
+            "no ca_pin is set: the cluster's CA was taken from {} this once and is kept; to check it: ca_pin = {pins:?}",
+            self.addr
+        );
+        Ok(trust)
     }
 
     fn unreachable(&self, why: String) -> JoinError {

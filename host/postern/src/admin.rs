@@ -187,7 +187,7 @@ fn describe(object: &Object) -> String {
                 format!("{} ({})", when::relative(object.now, t), when::local(t)),
             )),
             (Some(items), _) if items.iter().any(Value::is_object) => {
-                facts.extend(items.iter().map(|item| (shown, plain(item))));
+                facts.extend(items.iter().map(|item| (shown, named(item))));
             }
             _ => facts.push((shown, plain(value))),
         }
@@ -201,6 +201,24 @@ fn time_of(key: &str, value: &Value) -> Option<i64> {
         Value::String(text) => when::parse(text),
         other if key.ends_with("_unix") => other.as_i64().filter(|t| *t != 0),
         _ => None,
+    }
+}
+
+/// A thing by its name, with what else there is to say about it.
+fn named(item: &Value) -> String {
+    let Some((map, name)) = item
+        .as_object()
+        .zip(item.get("name").and_then(Value::as_str))
+    else {
+        return plain(item);
+    };
+    let said = |v: &&Value| !matches!(v, Value::Null | Value::Bool(false)) && plain(v) != "-";
+    let rest = map.iter().filter(|(k, v)| *k != "name" && said(v));
+    let rest: Vec<String> = rest.map(|(k, v)| format!("{k} {}", plain(v))).collect();
+    if rest.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name} ({})", rest.join(", "))
     }
 }
 
@@ -274,7 +292,7 @@ mod tests {
     fn an_object_is_described_line_by_line() {
         let value = json!({
             "kinds": ["ssh", "tcp"], "expires": "1970-01-01T00:17:40Z", "labels": {"env": "prod"},
-            "resources": [{"name": "a"}, {"name": "b"}], "uses": 1, "zz": null,
+            "resources": [{"name": "a", "labels": {"env": "prod"}, "direct": false}, {"name": "b"}], "uses": 1, "zz": null,
         });
         let object = Object {
             name: "x".into(),
@@ -290,8 +308,8 @@ mod tests {
             [
                 "kinds      ssh, tcp",
                 "labels     env=prod",
-                "resources  name=a",
-                "resources  name=b",
+                "resources  a (labels env=prod)",
+                "resources  b",
                 "uses       1",
                 "zz         -"
             ]

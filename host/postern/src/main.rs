@@ -7,7 +7,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod admin;
-mod bootstrap;
 mod cli;
 mod cmd;
 mod failure;

@@ -80,12 +80,24 @@ async fn show(global: &Global, args: &AuditArgs, seen: &mut Option<u64>) -> Resu
     Ok(())
 }
 
-/// Not worth a person's attention in every line.
-const HIDDEN: [&str; 5] = ["uid", "event", "version", "time", "cluster"];
-/// Shown first, in this order.
-const FIRST: [&str; 8] = [
-    "user", "login", "kind", "resource", "command", "reason", "host_id", "service",
+/// Not worth a person's attention in every line; `--json` has them.
+const HIDDEN: [&str; 9] = [
+    "uid",
+    "event",
+    "version",
+    "time",
+    "cluster",
+    "session_id",
+    "roles",
+    "not_after",
+    "generation",
 ];
+/// Shown first, in this order.
+const FIRST: [&str; 9] = [
+    "user", "login", "kind", "resource", "what", "command", "reason", "host_id", "service",
+];
+/// Of a host id, so much tells hosts apart.
+const HOST_ID_SHOWN: usize = 8;
 
 fn line(json: &str) -> String {
     let Ok(Value::Object(event)) = serde_json::from_str::<Value>(json) else {
@@ -107,12 +119,22 @@ fn fields(event: &Map<String, Value>) -> String {
         .iter()
         .map(|(k, v)| (k.as_str(), v))
         .filter(|(k, _)| !FIRST.contains(k) && !HIDDEN.contains(k));
-    first
-        .chain(rest)
-        .filter(|(_, v)| !v.is_null())
-        .map(|(key, value)| format!("{}={}", out::clean(key), quoted(value)))
-        .collect::<Vec<_>>()
-        .join(" ")
+    let shown: Vec<String> = first.chain(rest).filter_map(|(k, v)| field(k, v)).collect();
+    shown.join(" ")
+}
+
+/// `None` for what says nothing: empty values, and that it went well.
+fn field(key: &str, value: &Value) -> Option<String> {
+    match (key, value) {
+        (_, Value::Null) | ("success", Value::Bool(true)) => None,
+        (_, Value::Array(items)) if items.is_empty() => None,
+        (_, Value::Object(map)) if map.is_empty() => None,
+        ("host_id", Value::String(id)) => {
+            let short: String = id.chars().take(HOST_ID_SHOWN).collect();
+            Some(format!("host={}", quoted(&Value::String(short))))
+        }
+        _ => Some(format!("{}={}", out::clean(key), quoted(value))),
+    }
 }
 
 /// Values with spaces in quotes, so that no value can pass for another field.
@@ -126,10 +148,11 @@ fn quoted(value: &Value) -> String {
     };
     let plain =
         !text.is_empty() && !text.contains([' ', '"', '=', '\\']) && out::clean(&text) == text;
-    if plain {
-        text
-    } else {
-        out::clean(&Value::String(text).to_string())
+    match value {
+        _ if plain => text,
+        // Nested values are JSON as they are: their own quotes keep them apart.
+        Value::Object(_) | Value::Array(_) => out::clean(&value.to_string()),
+        _ => out::clean(&Value::String(text).to_string()),
     }
 }
 
@@ -144,10 +167,10 @@ mod tests {
 
     #[test]
     fn an_event_is_a_line() {
-        let json = r#"{"uid":"0","event":"session.start","version":1,"time":"2026-11-23T04:55:01.123Z","cluster":"demo","role":"access","resource":"web-1","user":"alice","login":"root","recorded":null,"roles":["a","b"]}"#;
+        let json = r#"{"uid":"0","event":"session.start","version":1,"time":"2026-11-23T04:55:01.123Z","cluster":"demo","role":"access","resource":"web-1","user":"alice","login":"root","recorded":null,"roles":["a","b"],"host_id":"9f86d081884c7d65","names":[],"success":true}"#;
         assert_eq!(
             shown(json),
-            "session.start       user=alice login=root resource=web-1 role=access roles=a,b"
+            "session.start       user=alice login=root resource=web-1 host=9f86d081 role=access"
         );
     }
 
@@ -157,6 +180,15 @@ mod tests {
         assert_eq!(
             shown(json),
             r#"exec                command="echo user=root \u001b[2J\nx" empty="""#
+        );
+    }
+
+    #[test]
+    fn failures_and_nested_values_are_shown() {
+        let json = r#"{"event":"user.create","time":"2026-11-23T04:55:01Z","traits":{"logins":["root"]},"names":["a b","c"],"success":false}"#;
+        assert_eq!(
+            shown(json),
+            r#"user.create         names=["a b","c"] success=false traits={"logins":["root"]}"#
         );
     }
 

@@ -3,8 +3,9 @@
 use crate::cli::Global;
 use crate::failure::Failure;
 use crate::profile::{Credentials, Home, Profile};
-use crate::{bootstrap, link, out, rpc, when};
+use crate::{link, out, rpc, when};
 use clap::Args;
+use postern_api::bootstrap;
 use postern_api::v1::{
     EnrollRequest, LoginRequest, UserCredentials, login_service_client::LoginServiceClient,
 };
@@ -173,7 +174,9 @@ fn plan(
 /// Fills in what is still unknown: the CA, over public HTTPS, and the cluster's name.
 async fn get_to_know(plan: &mut Plan) -> Result<String, Failure> {
     if plan.pins.is_empty() {
-        let trust = bootstrap::fetch_trust(&plan.proxy).await?;
+        let trust = bootstrap::fetch_trust(&plan.proxy)
+            .await
+            .map_err(|e| Failure::new(e.to_string()))?;
         check_cluster_name(&trust.cluster)?;
         if let Some(wanted) = plan.cluster.as_ref().filter(|c| **c != trust.cluster) {
             return Err(Failure::new(format!(
@@ -201,7 +204,9 @@ async fn get_to_know(plan: &mut Plan) -> Result<String, Failure> {
     }
     match plan.cluster.clone() {
         Some(cluster) => Ok(cluster),
-        None => bootstrap::cluster_name(&plan.proxy, &plan.pins).await,
+        None => bootstrap::cluster_name(&plan.proxy, &plan.pins)
+            .await
+            .map_err(|e| Failure::new(e.to_string())),
     }
 }
 
