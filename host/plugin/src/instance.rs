@@ -191,11 +191,11 @@ impl Live {
                 return Ok(r);
             }
             Ok(Err(e)) => self.explain(what, &store, &e),
-            Err(WaitedTooLong) => Cause::Trap {
+            Err(WaitedTooLong(wait)) => Cause::Trap {
                 kind: TrapKind::Time,
                 detail: format!(
                     "`{what}` waited instead of answering, for {} s",
-                    crate::meter::MAX_WAIT.as_secs()
+                    wait.as_secs()
                 ),
             },
         };
@@ -237,6 +237,11 @@ impl Live {
                 Some(Trap::UnreachableCodeReached) => (
                     TrapKind::Unreachable,
                     format!("`{what}` gave up (a panic){last_words}"),
+                ),
+                // Guests keep their own stack at the bottom of their memory, and run out of it at its edge.
+                Some(t @ Trap::MemoryOutOfBounds) => (
+                    TrapKind::Other,
+                    format!("`{what}`: {t}, or recursion that went too deep{last_words}"),
                 ),
                 Some(Trap::StackOverflow) => (
                     TrapKind::Stack,

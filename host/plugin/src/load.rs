@@ -162,7 +162,7 @@ impl Shared {
             file: file.clone(),
             why: format!(
                 "needs something that no plugin gets ({}): plugins import nothing but log and clock of {PACKAGE}*@{VERSION} and WASI 0.2 as far as a standard library needs it",
-                e.root_cause()
+                format!("{e:#}")
             ),
         })?;
         let (base, service) = link(world, pre).map_err(|e| Cause::MissingExport {

@@ -9,22 +9,23 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// How long a call may wait inside the host (a guest that sleeps through WASI) before it is given up.
-pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// A call may take this many times its CPU budget by the clock (a guest that sleeps through WASI; many that take turns).
+const WAIT_FACTOR: u32 = 50;
 
 /// One instance's meter. Shared by the call (which polls) and the epoch callback (which runs inside that poll), hence
 /// atomics; they are never contended.
 pub(crate) struct Meter {
     base: Instant,
     budget: u64,
+    max_wait: Duration,
     /// Nanoseconds since `base`.
     poll_started: AtomicU64,
     spent: AtomicU64,
 }
 
-/// The guest waited for longer than [`MAX_WAIT`].
+/// The guest waited for so long instead of answering.
 #[derive(Debug)]
-pub(crate) struct WaitedTooLong;
+pub(crate) struct WaitedTooLong(pub(crate) Duration);
 
 /// Raised by the epoch callback.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ impl Meter {
         Meter {
             base: Instant::now(),
             budget: nanos(budget),
+            max_wait: (budget * WAIT_FACTOR).max(Duration::from_secs(1)),
             poll_started: AtomicU64::new(0),
             spent: AtomicU64::new(0),
         }
@@ -77,8 +79,12 @@ impl Meter {
             if let std::task::Poll::Ready(out) = polled {
                 return std::task::Poll::Ready(Ok(out));
             }
-            let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_WAIT)));
-            deadline.as_mut().poll(cx).map(|()| Err(WaitedTooLong))
+            let deadline =
+                deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.max_wait)));
+            deadline
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(WaitedTooLong(self.max_wait)))
         })
         .await;
         (out, Duration::from_nanos(self.spent.load(Relaxed)))

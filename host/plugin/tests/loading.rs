@@ -390,6 +390,7 @@ async fn the_cache_is_tidied() {
         fs::write(d.join("cwasm").join(old), "x").unwrap();
     }
     fs::write(d.join("cwasm/README"), "not ours").unwrap();
+    drop(runtime(d));
     assert!(cached(d).await);
     assert_eq!(fs::read_dir(d.join("cwasm")).unwrap().count(), 3);
 }

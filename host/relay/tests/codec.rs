@@ -100,7 +100,7 @@ async fn echo(mut s: TcpStream) {
     let _ = w.shutdown().await;
 }
 
-fn host(addr: std::net::SocketAddr) -> Host {
+fn dials(addr: std::net::SocketAddr) -> Host {
     Host {
         upstream: Some(addr),
         ..Host::default()
@@ -185,7 +185,7 @@ async fn bulk_both_ways(codec: Codec) {
     })
     .await;
     let (client, agent) = pair().await;
-    let relay = run(agent, codec, host(addr));
+    let relay = run(agent, codec, dials(addr));
     let (r, w) = client.into_split();
     let (got, sent) = tokio::join!(receive(r), send(w, 1, BULK));
     let (up_got, up_sent) = up.await.unwrap();
@@ -229,7 +229,7 @@ async fn half_close_is_passed_on_and_the_answer_comes_after_it() {
         })
         .await;
         let (mut client, agent) = pair().await;
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         client.write_all(b"question\n").await.unwrap();
         client.shutdown().await.unwrap();
         let mut answer = String::new();
@@ -252,7 +252,7 @@ async fn the_upstream_closes_first() {
     let s = load("tcp").await;
     let (addr, _) = upstream(|mut s| async move { s.write_all(b"bye").await.unwrap() }).await;
     let (mut client, agent) = pair().await;
-    let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), host(addr));
+    let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), dials(addr));
     let mut all = Vec::new();
     client.read_to_end(&mut all).await.unwrap();
     assert_eq!(all, b"bye");
@@ -270,10 +270,10 @@ async fn both_sides_full() {
     ] {
         let s = load(plugin).await;
         let codec = s.plugin.codec(settings, "s").await.unwrap();
-        let (full, mut is_full) = tokio::sync::mpsc::channel::<()>(2);
+        let full = std::sync::Arc::new(tokio::sync::Barrier::new(2));
         let up_full = full.clone();
-        // Writes until nothing goes any more, then reads.
-        async fn stuff(s: TcpStream, full: tokio::sync::mpsc::Sender<()>) -> (usize, usize) {
+        // Writes until nothing goes any more; once the other end is there too, writes on and reads.
+        async fn stuff(s: TcpStream, full: std::sync::Arc<tokio::sync::Barrier>) -> (usize, usize) {
             let (mut r, mut w) = s.into_split();
             let (mut sent, chunk) = (0, [7; 64 << 10]);
             while let Ok(n) =
@@ -281,7 +281,7 @@ async fn both_sides_full() {
             {
                 sent += n.unwrap();
             }
-            full.send(()).await.unwrap();
+            full.wait().await;
             let rest = async {
                 w.write_all(&chunk).await.unwrap();
                 w.shutdown().await.unwrap();
@@ -292,11 +292,10 @@ async fn both_sides_full() {
         }
         let (addr, up) = upstream(|s| stuff(s, up_full)).await;
         let (client, agent) = pair().await;
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         let (sent, got) = stuff(client, full).await;
         let (up_sent, up_got) = up.await.unwrap();
         assert_eq!((sent, got), (up_got, up_sent), "{plugin} {settings}");
-        is_full.recv().await.unwrap();
         relay.await.unwrap().0.unwrap();
     }
 }
@@ -321,7 +320,7 @@ async fn a_stalled_direction_does_not_stop_the_other() {
         })
         .await;
         let (client, agent) = pair().await;
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         let (_unread, w) = client.into_split();
         let sent = tokio::time::timeout(Duration::from_secs(60), send(w, 9, BULK))
             .await
@@ -364,7 +363,7 @@ async fn an_upstream_that_refuses() {
         .local_addr()
         .unwrap();
     let (mut client, agent) = pair().await;
-    let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), host(gone));
+    let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), dials(gone));
     let mut all = Vec::new();
     client.read_to_end(&mut all).await.unwrap();
     assert!(all.is_empty());
@@ -377,7 +376,7 @@ async fn greetings_principals_events_and_close() {
     let (_s, codec) = misbehave("greet").await;
     let (addr, _up) = upstream(echo).await;
     let (mut client, agent) = pair().await;
-    let relay = run(agent, codec, host(addr));
+    let relay = run(agent, codec, dials(addr));
     let mut hello = [0; 6];
     client.read_exact(&mut hello).await.unwrap();
     assert_eq!(&hello, b"hello\n");
@@ -392,7 +391,7 @@ async fn greetings_principals_events_and_close() {
     let (_s, codec) = misbehave("event").await;
     let (addr, _up) = upstream(echo).await;
     let (mut client, agent) = pair().await;
-    let relay = run(agent, codec, host(addr));
+    let relay = run(agent, codec, dials(addr));
     client.write_all(b"abc").await.unwrap();
     client.read_exact(&mut [0; 3]).await.unwrap();
     client.shutdown().await.unwrap();
@@ -408,7 +407,7 @@ async fn greetings_principals_events_and_close() {
     let (_s, codec) = misbehave("close").await;
     let (addr, _up) = upstream(echo).await;
     let (mut client, agent) = pair().await;
-    let relay = run(agent, codec, host(addr));
+    let relay = run(agent, codec, dials(addr));
     client.write_all(b"x").await.unwrap();
     let mut all = String::new();
     client.read_to_string(&mut all).await.unwrap();
@@ -427,7 +426,7 @@ async fn unconsumed_input_is_kept() {
         let (addr, _up) = upstream(echo).await;
         let (mut client, agent) = pair().await;
         client.set_nodelay(true).unwrap();
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         for piece in ["on", "e\ntw", "o", "\n"] {
             client.write_all(piece.as_bytes()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -462,7 +461,7 @@ async fn broken_contracts_end_the_connection_with_the_rule() {
         let (_s, codec) = misbehave(mode).await;
         let (addr, _up) = upstream(echo).await;
         let (mut client, agent) = pair().await;
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         let _ = client.write_all(&[b'x'; 200_000]).await;
         let e = relay
             .await
@@ -484,7 +483,7 @@ async fn traps_close_both_sides() {
         let (_s, codec) = misbehave(mode).await;
         let (addr, up) = upstream(echo).await;
         let (mut client, agent) = pair().await;
-        let relay = run(agent, codec, host(addr));
+        let relay = run(agent, codec, dials(addr));
         let _ = client.write_all(b"x").await;
         let e = relay.await.unwrap().0.unwrap_err();
         assert!(
@@ -504,7 +503,7 @@ async fn a_slow_dial() {
     let (mut client, agent) = pair().await;
     let slow = Host {
         slow: Duration::from_millis(200),
-        ..host(addr)
+        ..dials(addr)
     };
     let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), slow);
     client.write_all(b"early").await.unwrap();
@@ -517,7 +516,7 @@ async fn a_slow_dial() {
     let (mut client, agent) = pair().await;
     let slow = Host {
         slow: Duration::from_secs(3600),
-        ..host(addr)
+        ..dials(addr)
     };
     let relay = run(agent, s.plugin.codec("{}", "s").await.unwrap(), slow);
     client.write_all(b"x").await.unwrap();

@@ -16,7 +16,9 @@ async fn copies_both_ways_with_half_close() {
         b.write_all(&all).await.unwrap();
         all.len()
     });
-    let bytes: Vec<u8> = (0..300_000u32).map(|i| (i * i >> 7) as u8).collect();
+    let bytes: Vec<u8> = (0..300_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect();
     let (mut r, mut w) = tokio::io::split(&mut a);
     let send = async {
         w.write_all(&bytes).await.unwrap();

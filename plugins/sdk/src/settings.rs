@@ -36,6 +36,13 @@ impl Settings for NoSettings {}
 /// Parses and checks. An empty text is an empty object.
 pub fn check<S: Settings>(json: &str) -> Result<S, Vec<Problem>> {
     let json = if json.trim().is_empty() { "{}" } else { json };
+    if !json.trim_start().starts_with('{') {
+        // serde would fill a struct from a list, too.
+        return Err(vec![Problem::new(
+            "",
+            "settings are an object of names and values",
+        )]);
+    }
     let mut de = serde_json::Deserializer::from_str(json);
     let settings: S = serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = match e.path().to_string() {
@@ -103,6 +110,7 @@ mod tests {
             Err(vec![Problem::new("exec.limit", "at most 10")])
         );
         assert!(check::<Outer>("{} x").is_err());
+        assert!(check::<Outer>("[]").is_err());
         assert!(check::<NoSettings>(r#"{"x":1}"#).is_err());
     }
 }
