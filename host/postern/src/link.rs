@@ -98,14 +98,6 @@ pub fn address(text: &str) -> Result<String, String> {
     }
 }
 
-/// The host of a `host:port`, without the brackets of an IPv6 address.
-pub fn host(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host)
-}
-
 fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -190,7 +182,6 @@ mod tests {
         ] {
             assert!(address(bad).is_err(), "{bad}");
         }
-        assert_eq!((host("p:443"), host("[::1]:443")), ("p", "::1"));
     }
 
     proptest! {
