@@ -305,9 +305,19 @@ fn a_removed_host_needs_a_new_token() -> Result<()> {
     wait::until("its tunnel to be cut", wait::LONG, || {
         Ok((agent.service("ssh")?["state"] != "up").then_some(()))
     })?;
+    // Nor does a restart bring it back; the operator is told why.
     agent.stop(wait::LONG)?;
     agent.launch()?;
-    agent.service_state("ssh", "join-failed", wait::LONG)?;
+    wait::until("the removal to be told", wait::LONG, || {
+        let service = agent.service("ssh").ok();
+        Ok(service.filter(|s| s["state"] != "up" && s["reason"].to_string().contains("removed")))
+    })?;
+    // A new token does.
+    agent.stop(wait::LONG)?;
+    let config = std::fs::read_to_string(agent.config_path())?;
+    agent.write_config(&config.replace(&token, &w.cluster.token("ssh")?))?;
+    agent.launch()?;
+    agent.ready()?;
     w.untouched()
 }
 
@@ -334,26 +344,12 @@ fn a_copied_disk_is_found_out() -> Result<()> {
     w.untouched()
 }
 
-/// Makes stored credentials look due for renewal, where the state file tells when that is.
+/// Makes the stored credentials look due for renewal.
 fn make_due(services: &std::path::Path) -> Result<()> {
-    let mut dirs = vec![services.to_path_buf()];
-    while let Some(dir) = dirs.pop() {
-        for path in std::fs::read_dir(dir)?.flatten().map(|e| e.path()) {
-            if path.is_dir() {
-                dirs.push(path);
-            } else if let Ok(text) = std::fs::read_to_string(&path)
-                && let Ok(mut state) = serde_json::from_str::<serde_json::Value>(&text)
-            {
-                for key in ["not_after_unix", "renew_at_unix", "not_after"] {
-                    if state.get(key).is_some() {
-                        state[key] = 1.into();
-                    }
-                }
-                std::fs::write(&path, state.to_string())?;
-            }
-        }
-    }
-    Ok(())
+    let path = services.join("ssh/credentials.json");
+    let mut state: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    state["not_after_unix"] = 1.into();
+    Ok(std::fs::write(&path, state.to_string())?)
 }
 
 fn copy_dir(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
@@ -378,7 +374,15 @@ fn an_agents_certificate_is_no_users_at_auth() -> Result<()> {
         read(w.alice.home.join("tls.crt"))?,
         read(w.alice.home.join("tls.key"))?,
     );
-    let agent = agent_identity(&w.good.data_dir().join("services/ssh"))?;
+    let state = read(w.good.data_dir().join("services/ssh/credentials.json"))?;
+    let state: serde_json::Value = serde_json::from_str(&state)?;
+    let text = |key: &str| {
+        state[key]
+            .as_str()
+            .map(str::to_string)
+            .with_context(|| format!("no {key}"))
+    };
+    let agent = (text("tls_client_cert_pem")?, text("x509_key_pem")?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -406,54 +410,4 @@ fn an_agents_certificate_is_no_users_at_auth() -> Result<()> {
         ),
     }
     w.cluster.audited("auth.refused", |_| true).map(drop)
-}
-
-/// The service's TLS client certificate and key, wherever in its directory they are.
-fn agent_identity(dir: &std::path::Path) -> Result<(String, String)> {
-    let mut texts = Vec::new();
-    for path in std::fs::read_dir(dir)
-        .with_context(|| dir.display().to_string())?
-        .flatten()
-        .map(|e| e.path())
-    {
-        if let Ok(text) = std::fs::read_to_string(&path) {
-            texts.push((path, text));
-        }
-    }
-    // As files of PEM, or as JSON that holds PEM.
-    for (_, text) in &texts {
-        if let Ok(v) = serde_json::from_str::<serde_json::Value>(text) {
-            let cert = v
-                .get("tls_client_cert_pem")
-                .or_else(|| v.get("tls_client_cert"));
-            if let Some(cert) = cert.and_then(|c| c.as_str()) {
-                return Ok((cert.to_string(), private_key(&texts, &v)?));
-            }
-        }
-    }
-    let cert = texts
-        .iter()
-        .find(|(p, t)| p.to_string_lossy().contains("client") && t.contains("BEGIN CERTIFICATE"));
-    let cert = cert.with_context(|| {
-        format!(
-            "no client certificate among {:?}",
-            texts.iter().map(|t| &t.0).collect::<Vec<_>>()
-        )
-    })?;
-    Ok((
-        cert.1.clone(),
-        private_key(&texts, &serde_json::Value::Null)?,
-    ))
-}
-
-fn private_key(texts: &[(std::path::PathBuf, String)], json: &serde_json::Value) -> Result<String> {
-    let in_json = json.as_object().and_then(|o| {
-        o.values()
-            .find_map(|v| v.as_str().filter(|s| s.contains("BEGIN PRIVATE KEY")))
-    });
-    let in_file = texts
-        .iter()
-        .map(|t| t.1.as_str())
-        .find(|t| t.starts_with("-----BEGIN PRIVATE KEY"));
-    Ok(in_json.or(in_file).context("no TLS key")?.to_string())
 }

@@ -193,7 +193,17 @@ impl Cluster {
         let link = made["link"]
             .as_str()
             .with_context(|| format!("no link in {made}"))?;
-        User::enroll(self, name, link)
+        User::enroll(self, name, &self.mend(link))
+    }
+
+    /// An Auth Service without a proxy in its process does not know the proxy's port, only its name.
+    fn mend(&self, link: &str) -> String {
+        let name = self.proxy_addr.split(':').next().unwrap_or_default();
+        link.replacen(
+            &format!("https://{name}/"),
+            &format!("https://{}/", self.proxy_addr),
+            1,
+        )
     }
 
     /// Puts a role from JSON.
