@@ -34,7 +34,7 @@ pub struct Start {
 /// Runs until the channel ends; cleans up whatever happens.
 pub async fn session(
     channel: Channel<Msg>,
-    start: oneshot::Receiver<Start>,
+    start: oneshot::Receiver<Box<Start>>,
     flow: Arc<Flow>,
     shared: Arc<Shared>,
     handle: Handle,
@@ -50,7 +50,7 @@ pub async fn session(
 
 async fn run(
     channel: Channel<Msg>,
-    mut start: oneshot::Receiver<Start>,
+    mut start: oneshot::Receiver<Box<Start>>,
     flow: &Flow,
     shared: &Shared,
     handle: Handle,
@@ -111,7 +111,8 @@ async fn run(
 }
 
 /// Records, then starts. The error is for the user.
-async fn begin(start: Start, shared: &Shared) -> Result<(Process, Stdio3), String> {
+async fn begin(start: Box<Start>, shared: &Shared) -> Result<(Process, Stdio3), String> {
+    let start = *start;
     let (name, same) = (start.login, shared.opts.allow_same_user);
     let lookup = tokio::task::spawn_blocking(move || login::find(&name, same));
     let ((), (), login) =
@@ -147,7 +148,6 @@ async fn attend(
                 outward(stderr, &to, Some(1), flow).await;
             }
         });
-        let _ = to.eof().await;
     };
     let ended = async { tokio::join!(output, exited).1 };
     tokio::pin!(ended);
@@ -158,11 +158,13 @@ async fn attend(
             message = from.wait() => {
                 let mut message = message;
                 // Take what is there at once: fewer and larger writes.
-                for _ in 0..32 {
+                let mut more = 32;
+                loop {
                     match message {
                         Some(ChannelMsg::Data { data }) => inbox.push(data),
                         Some(ChannelMsg::Eof) => inbox.end(),
-                        Some(ChannelMsg::Close) | None => return Some("closed by the client".into()),
+                        Some(ChannelMsg::Close) => return Some("closed by the client".into()),
+                        None => return Some("disconnected".into()),
                         Some(ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height }) => {
                             if let Some(pty) = &stdio.pty {
                                 let _ = set_size(pty.file(), &size(col_width, row_height, pix_width, pix_height));
@@ -175,6 +177,10 @@ async fn attend(
                         }
                         Some(_) => {}
                     }
+                    more -= 1;
+                    if more == 0 {
+                        break;
+                    }
                     match from.wait().now_or_never() {
                         Some(next) => message = next,
                         None => break,
@@ -183,7 +189,10 @@ async fn attend(
             }
         }
     };
+    // In this order: once a client has seen the end of file it may close the channel, russh answers that by itself, and the exit
+    // status would come too late.
     let exit = report(status, &to, &handle).await;
+    let _ = to.eof().await;
     let _ = to.close().await;
     exit
 }

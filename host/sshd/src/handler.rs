@@ -40,7 +40,7 @@ pub struct Connection<S: GuardSource> {
 struct Slot {
     flow: Arc<Flow>,
     /// Taken when something runs.
-    start: Option<oneshot::Sender<Start>>,
+    start: Option<oneshot::Sender<Box<Start>>>,
     env: Vec<(String, String)>,
     pty: Option<(String, PtyRequest)>,
 }
@@ -105,7 +105,7 @@ impl<S: GuardSource> Connection<S> {
         })
     }
 
-    fn slot(&mut self, id: ChannelId, start: Option<oneshot::Sender<Start>>) -> Arc<Flow> {
+    fn slot(&mut self, id: ChannelId, start: Option<oneshot::Sender<Box<Start>>>) -> Arc<Flow> {
         let flow = Arc::new(Flow::new(self.shared.totals.clone()));
         let slot = Slot {
             flow: flow.clone(),
@@ -117,12 +117,16 @@ impl<S: GuardSource> Connection<S> {
         flow
     }
 
-    /// Tells the user on the channel's standard error, and says no.
+    /// Ends a request to run something with words on the channel's standard error. OpenSSH throws away what it got on a channel
+    /// whose request fails, so the request succeeds, and what "ran" said no: exit status 255, as from ssh itself.
     fn refuse(&self, id: ChannelId, why: &str, session: &mut Session) -> Result<(), Error> {
         let has_pty = self.slots.get(&id).is_some_and(|s| s.pty.is_some());
         let end = if has_pty { "\r\n" } else { "\n" };
+        session.channel_success(id)?;
         session.extended_data(id, 1, format!("postern: {why}{end}"))?;
-        session.channel_failure(id)
+        session.exit_status_request(id, 255)?;
+        session.eof(id)?;
+        session.close(id)
     }
 
     /// Shell, exec and subsystem: decided, answered, handed over.
@@ -150,18 +154,20 @@ impl<S: GuardSource> Connection<S> {
             self.shared
                 .trail
                 .later(event.with("success", false).with("reason", &why));
-            return self.refuse(id, &why, session);
+            self.refuse(id, &why, session)?;
+            self.slots.remove(&id);
+            return Ok(());
         }
         let Some(slot) = self.slots.get_mut(&id) else {
             return session.channel_failure(id);
         };
-        let start = Start {
+        let start = Box::new(Start {
             login: who.login.clone(),
             run,
             env: std::mem::take(&mut slot.env),
             pty: slot.pty.take(),
             event: event.with("success", true),
-        };
+        });
         match slot.start.take().map(|s| s.send(start)) {
             Some(Ok(())) => session.channel_success(id),
             _ => session.channel_failure(id),
@@ -341,7 +347,10 @@ impl<S: GuardSource> Handler for Connection<S> {
                 session.channel_success(id)
             }
             Verdict::Ignore => session.channel_failure(id),
-            Verdict::Deny(why) => self.refuse(id, &why, session),
+            Verdict::Deny(why) => {
+                session.extended_data(id, 1, format!("postern: {why}\r\n"))?;
+                session.channel_failure(id)
+            }
         }
     }
 

@@ -32,7 +32,9 @@ impl PtyMaster {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(PtyMaster(AsyncFd::register(File::from(fd))?))
+        // SAFETY: `File` owns its descriptor, gives the same one every time, and nothing takes it out of here.
+        let fd = unsafe { AsyncFd::register(File::from(fd)) }?;
+        Ok(PtyMaster(fd))
     }
 
     pub fn file(&self) -> &File {
