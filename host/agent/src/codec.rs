@@ -134,7 +134,8 @@ impl SessionHost {
         event = match outcome {
             Ok(stats) => event
                 .with("bytes_up", stats.to_upstream)
-                .with("bytes_down", stats.to_client),
+                .with("bytes_down", stats.to_client)
+                .with("reason", &stats.closed),
             Err(e) => event.with("error", e),
         };
         if let Err(e) = self.audit.emit(event).await {

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -152,7 +152,8 @@ async fn run(
     set_state(status, ServiceState::Joining, None);
     let (tx, mut held) = watch::channel(Holding::default());
     // Everything below lives in this task: dropping it ends all of it.
-    let holding = hold(joiner, tx);
+    let rejoin = Arc::new(Notify::new());
+    let holding = hold(joiner, tx, rejoin.clone());
     let joining = follow_joining(held.clone(), status);
     let serving = async {
         let first = Holding::first(&mut held).await;
@@ -161,6 +162,7 @@ async fn run(
         shared.auth.send_modify(|c| {
             c.get_or_insert_with(|| auth.borrow().clone());
         });
+        until_roles_known(&shared.cache, status).await;
         let (tunnel_tx, tunnel_rx) = watch::channel(tunnel_credentials(&first));
         let (_announce, announced) = watch::channel(announcement(&kind, &offered));
         let (tunnel, incoming) = postern_tunnel::client(
@@ -212,7 +214,7 @@ async fn run(
         tokio::select! {
             () = sessions.run(incoming, &tunnel, drain.clone(), status) => {}
             () = renewing => {}
-            () = heartbeat(auth.clone(), || beat(&kind, &service.plugin, &offered, &tunnel)) => {}
+            () = heartbeat(auth.clone(), rejoin.clone(), || beat(&kind, &service.plugin, &offered, &tunnel)) => {}
             () = deliver => {}
             () = follow_tunnel(&tunnel, &sessions, status) => {}
         }
@@ -223,6 +225,18 @@ async fn run(
         () = joining => Ok(()),
         served = serving => served,
         () = drained_before_serving(&drain, status) => Ok(()),
+    }
+}
+
+/// Before Auth was heard once there are no roles to decide by: who came in would be refused for no reason.
+async fn until_roles_known(cache: &Cache, status: &watch::Sender<ServiceStatus>) {
+    let mut cache = cache.clone();
+    if cache.borrow().heard_unix == 0 {
+        let waiting = "waiting for the roles from Auth".to_owned();
+        set_state(status, ServiceState::Connecting, Some(waiting));
+    }
+    if cache.wait_for(|s| s.heard_unix > 0).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -323,6 +337,7 @@ fn beat(kind: &str, plugin: &str, offered: &[Offered], tunnel: &TunnelClient) ->
         hostname: hostname(),
         plugin: plugin.to_owned(),
         tunnel_rtt_ms: rtt,
+        ..HeartbeatRequest::default()
     }
 }
 

@@ -118,11 +118,12 @@ async fn exchange(
             .map(http_body_util::Collected::to_bytes)
             .map_err(|e| e.to_string())
     };
-    // The connection has to be driven while we wait, and is dropped with the answer.
+    // The connection has to be driven while we wait. It may end before the answer is taken: that is no loss.
+    let mut ask = std::pin::pin!(ask);
     tokio::select! {
-        answer = ask => answer,
+        answer = &mut ask => answer,
         ended = connection => match ended {
-            Ok(()) => Err("the connection was closed before the answer".to_owned()),
+            Ok(()) => ask.await,
             Err(e) => Err(e.to_string()),
         },
     }

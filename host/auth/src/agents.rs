@@ -99,12 +99,12 @@ async fn heartbeat(
             req.resources.len()
         )));
     }
-    if [&req.version, &req.hostname, &req.plugin]
+    if [&req.version, &req.hostname, &req.plugin, &req.public_addr]
         .iter()
         .any(|t| t.len() > 255)
     {
         return Err(bad(
-            "version, hostname and plugin have at most 255 bytes".into()
+            "version, hostname, plugin and public_addr have at most 255 bytes".into(),
         ));
     }
     let record = load::<Agent>(&state.kv, &Agent::key(&id.host_id, &id.service)).await;
@@ -174,6 +174,7 @@ async fn heartbeat(
         hostname: req.hostname,
         version: req.version,
         plugin: req.plugin,
+        public_addr: req.public_addr,
         resources: accepted.into_values().collect(),
     };
     let rtt = if req.tunnel_rtt_ms.is_finite() {

@@ -214,6 +214,9 @@ pub struct Announced {
     pub hostname: String,
     pub version: String,
     pub plugin: String,
+    /// Of a proxy: what users dial.
+    #[serde(default)]
+    pub public_addr: String,
     pub resources: Vec<AnnouncedResource>,
 }
 

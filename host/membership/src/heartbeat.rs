@@ -1,16 +1,19 @@
 //! Tells Auth every 10 s that this member is alive, and what it offers.
 
+use postern_api::status::{self, reasons};
 use postern_api::v1::{HeartbeatRequest, agent_service_client::AgentServiceClient};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
 const EVERY: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Runs until dropped. `beat` says what is offered now; a new channel (renewed credentials) beats at once.
+/// Runs until dropped. `rejoin` is told where Auth no longer takes our credentials. `beat` says what is offered now; a new channel (renewed credentials) beats at once.
 pub async fn heartbeat(
     mut auth: watch::Receiver<Channel>,
+    rejoin: Arc<Notify>,
     mut beat: impl FnMut() -> HeartbeatRequest,
 ) {
     loop {
@@ -26,7 +29,10 @@ pub async fn heartbeat(
                 EVERY
             }
             Ok(Err(s)) => {
-                tracing::debug!("heartbeat: {}", s.message());
+                tracing::debug!("heartbeat: {}", status::describe(&s));
+                if let Some(reasons::LOCKED | reasons::NOT_FOUND) = status::reason(&s) {
+                    rejoin.notify_one();
+                }
                 RETRY
             }
             Err(_) => RETRY,

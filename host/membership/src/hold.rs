@@ -3,9 +3,10 @@
 use crate::backoff;
 use crate::credentials::Credentials;
 use crate::join::{JoinError, Joiner};
+use postern_api::status::reasons;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// How often a changed token is looked for while a join is being refused.
@@ -50,8 +51,9 @@ impl Holding {
     }
 }
 
-/// Runs until dropped; `tx` always has the newest credentials.
-pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>) {
+/// Runs until dropped; `tx` always has the newest credentials. They are renewed at half-life, and when
+/// `rejoin` says that Auth takes them no longer.
+pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>, rejoin: Arc<Notify>) {
     let mut held = stored(&joiner, &tx);
     if let Some(c) = &held
         && c.fit(&joiner.kind, &joiner.names)
@@ -64,7 +66,10 @@ pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>) {
             Some(c) if c.fit(&joiner.kind, &joiner.names) && !c.expired() => c.until_renewal(),
             _ => Duration::ZERO,
         };
-        tokio::time::sleep(renew_in).await;
+        tokio::select! {
+            () = tokio::time::sleep(renew_in) => {}
+            () = rejoin.notified() => {}
+        }
         let fresh = obtain(&joiner, held.as_ref(), &tx).await;
         publish(&tx, &fresh);
         held = Some(fresh);
@@ -105,9 +110,11 @@ async fn obtain(
         tracing::warn!("{error}");
         tx.send_modify(|h| h.failed = Some(error.to_string()));
         let mut wait = pause.next().unwrap_or(Duration::from_secs(8));
-        if matches!(error, JoinError::Refused(_)) {
-            // What expired beyond rejoin_window can't be renewed; a token or the grant may still let us in.
-            if held.is_some_and(Credentials::expired) {
+        if let JoinError::Refused { reason, .. } = &error {
+            // What can't be renewed may still be joined anew, with a token.
+            if let Some(reasons::TOKEN_NEEDED | reasons::REJOIN_WINDOW | reasons::LOCKED) =
+                reason.as_deref()
+            {
                 held = None;
             }
             refused += 1;

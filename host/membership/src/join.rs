@@ -55,8 +55,12 @@ pub enum RootOfTrust {
 /// Why a service has no credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    #[error("{0}")]
-    Refused(String),
+    #[error("{message}")]
+    Refused {
+        message: String,
+        /// Auth's stable word for it.
+        reason: Option<String>,
+    },
     #[error("service {service:?}: Auth can't be reached at {addr}: {why}; will be tried again")]
     Unreachable {
         service: String,
@@ -122,7 +126,12 @@ impl Joiner {
         let answer = match answer {
             Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
             Ok(Err(s)) if transient(&s) => return Err(self.unreachable(status::describe(&s))),
-            Ok(Err(s)) => return Err(JoinError::Refused(s.message().to_owned())),
+            Ok(Err(s)) => {
+                return Err(JoinError::Refused {
+                    message: s.message().to_owned(),
+                    reason: status::reason(&s).map(str::to_owned),
+                });
+            }
             Ok(Ok(answer)) => answer.into_inner(),
         };
         let trust: TrustBundle =

@@ -90,10 +90,6 @@ impl Daemon {
         })
     }
 
-    pub fn auth(&self) -> Option<&AuthServer> {
-        self.parts.auth.as_ref()
-    }
-
     pub fn proxy(&self) -> Option<&ProxyServer> {
         self.parts.proxy.as_ref()
     }

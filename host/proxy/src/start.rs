@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -109,18 +109,14 @@ impl ProxyServer {
         };
         let joiner = joiner(&opts, host_key, dir, public_host);
 
+        let rejoin = Arc::new(Notify::new());
         let closing = shutdown.child_token();
         let mut tasks = JoinSet::new();
         tasks.spawn(deriving.run());
-        tasks.spawn(follow(
-            opts.auth_addr.clone(),
-            opts.cluster.clone(),
-            holding.clone(),
-            feed,
-        ));
+        tasks.spawn(follow(opts.clone(), holding.clone(), rejoin.clone(), feed));
         tasks.spawn(enforce(shared.clone(), snapshot));
         tasks.spawn(accept(listener, shared.clone(), closing.clone()));
-        tasks.spawn(hold(joiner, holding_tx));
+        tasks.spawn(hold(joiner, holding_tx, rejoin));
         let stop = shutdown.clone();
         let tasks = tokio::spawn(async move {
             stop.cancelled().await;
@@ -234,10 +230,16 @@ fn joiner(
 }
 
 /// As a client of Auth: what it publishes, and a heartbeat, through a channel with the newest credentials.
-async fn follow(addr: String, cluster: String, mut holding: watch::Receiver<Holding>, feed: Feed) {
+async fn follow(
+    opts: ProxyOptions,
+    mut holding: watch::Receiver<Holding>,
+    rejoin: Arc<Notify>,
+    feed: Feed,
+) {
+    let (addr, cluster) = (&opts.auth_addr, &opts.cluster);
     let first = loop {
         let credentials = Holding::first(&mut holding).await;
-        match credentials.auth_channel(&addr, &cluster) {
+        match credentials.auth_channel(addr, cluster) {
             Ok(channel) => break channel,
             Err(e) => {
                 warn!(error = %e, "the proxy's client certificate can't be used");
@@ -250,7 +252,7 @@ async fn follow(addr: String, cluster: String, mut holding: watch::Receiver<Hold
     let renewed = async {
         loop {
             let credentials = Holding::next(&mut holding).await;
-            match credentials.auth_channel(&addr, &cluster) {
+            match credentials.auth_channel(addr, cluster) {
                 Ok(channel) => {
                     tx.send_replace(Channel::clone(&channel));
                     some_tx.send_replace(Some(channel));
@@ -263,11 +265,12 @@ async fn follow(addr: String, cluster: String, mut holding: watch::Receiver<Hold
         kind: PROXY.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hostname: hostname(),
+        public_addr: opts.public_addr.clone(),
         ..Default::default()
     };
     tokio::select! {
         () = renewed => {}
-        () = heartbeat(channel, beat) => {}
+        () = heartbeat(channel, rejoin, beat) => {}
         () = feed.run(some_channel) => {}
     }
 }

@@ -177,6 +177,9 @@ pub struct HeartbeatRequest {
     pub plugin: ::prost::alloc::string::String,
     #[prost(double, tag = "6")]
     pub tunnel_rtt_ms: f64,
+    /// proxies: host:port that users dial; stands in enrolment links
+    #[prost(string, tag = "7")]
+    pub public_addr: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AnnouncedResource {

@@ -26,7 +26,9 @@ use crate::error::failed;
 use crate::join::token_record_ttl;
 use crate::kv::{KvError, KvExt, Txn};
 use crate::login::hash_code;
-use crate::records::{self, Agent, Code as OneTimeCode, Record, Token, User, load, role_key};
+use crate::records::{
+    self, Agent, Announced, Code as OneTimeCode, Record, Token, User, load, role_key,
+};
 use crate::state::Shared;
 use crate::time;
 
@@ -214,7 +216,7 @@ impl AdminService for Admin {
             ca_pins: self.0.authority.pins(),
             proxies: proxies.flat_map(|p| p.value.names).collect(),
             trust_json: self.0.authority.trust_json(),
-            public_addr: self.0.opts.proxy_public_addr.clone().unwrap_or_default(),
+            public_addr: self.public_addr().await.unwrap_or_default(),
         }))
     }
 }
@@ -326,20 +328,26 @@ impl Admin {
         })
     }
 
+    /// Where users reach the cluster: the proxy of this process, or what a proxy says of itself.
+    async fn public_addr(&self) -> Option<String> {
+        let state = &self.0;
+        if let Some(addr) = &state.opts.proxy_public_addr {
+            return Some(addr.clone());
+        }
+        let announced = records::all::<Announced>(&state.kv)
+            .await
+            .unwrap_or_default();
+        announced
+            .into_iter()
+            .map(|a| a.value)
+            .find(|a| a.kind == "proxy" && !a.public_addr.is_empty())
+            .map(|a| a.public_addr)
+    }
+
     /// What a user needs for enrolling; empty while no proxy is known.
     async fn link(&self, user: &str, code: &str) -> String {
         let state = &self.0;
-        let configured = state.opts.proxy_public_addr.clone();
-        let addr = match configured {
-            Some(addr) => Some(addr),
-            None => {
-                let agents = records::all::<Agent>(&state.kv).await.unwrap_or_default();
-                agents
-                    .into_iter()
-                    .filter(|a| a.value.kind == "proxy")
-                    .find_map(|a| a.value.names.into_iter().next())
-            }
-        };
+        let addr = self.public_addr().await;
         let Some(addr) = addr else {
             return String::new();
         };
