@@ -5,11 +5,9 @@ use crate::types::RuntimeOptions;
 use std::num::NonZeroUsize;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
-/// Calls that may run at the same moment, since each needs a stack. More wait their turn.
-pub(crate) const MAX_CALLS: u32 = 256;
-/// Mappings that one live instance takes at most: its memory is an image, grown pages and a guard (measured, see
-/// `tests/idle.rs`), and the process needs some of `vm.max_map_count` for itself.
-const MAPS_PER_INSTANCE: u32 = 5;
+/// Mappings that one live instance takes at most (its memory: an image, grown pages, a guard; its stack: pages and a guard;
+/// measured by `tests/idle.rs`), and what the rest of the process may need of `vm.max_map_count`.
+const MAPS_PER_INSTANCE: u32 = 7;
 const MAPS_FOR_OTHERS: u32 = 8192;
 /// Fewest slots that are worth a pool.
 const MIN_SLOTS: u32 = 16;
@@ -80,7 +78,8 @@ fn pooled(slots: u32, memory: usize) -> Config {
         .total_core_instances(slots.saturating_mul(6))
         .total_memories(slots)
         .total_tables(slots.saturating_mul(3))
-        .total_stacks(MAX_CALLS)
+        // A store keeps the stack of its last call for the next one, so each instance has its own.
+        .total_stacks(slots)
         .max_memories_per_component(1)
         .max_tables_per_component(4)
         .max_core_instances_per_component(8)
@@ -89,17 +88,19 @@ fn pooled(slots: u32, memory: usize) -> Config {
         // A free slot keeps nothing: thousands of them may have been used once.
         .linear_memory_keep_resident(0)
         .table_keep_resident(0)
+        .async_stack_keep_resident(0)
         .max_unused_warm_slots(64);
     let mut c = common();
     c.memory_reservation(memory as u64);
     c.memory_guard_size(64 << 10);
+    c.async_stack_size(1 << 20);
+    c.async_stack_zeroing(true);
     c.allocation_strategy(InstanceAllocationStrategy::Pooling(p));
     c
 }
 
 fn max_slots(max_map_count: u32) -> u32 {
-    let stacks = 2 * MAX_CALLS;
-    (max_map_count.saturating_sub(MAPS_FOR_OTHERS + stacks) / MAPS_PER_INSTANCE).max(MIN_SLOTS)
+    (max_map_count.saturating_sub(MAPS_FOR_OTHERS) / MAPS_PER_INSTANCE).max(MIN_SLOTS)
 }
 
 fn max_map_count() -> u32 {
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn slots_leave_mappings_for_the_rest_of_the_process() {
-        assert_eq!(max_slots(65_530), 11_365);
+        assert_eq!(max_slots(65_530), 8191);
         assert_eq!(max_slots(100), MIN_SLOTS);
     }
 

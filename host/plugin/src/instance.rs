@@ -4,6 +4,7 @@ use crate::error::{Cause, PluginError, TrapKind};
 use crate::logging::{GuestStdio, LogSink};
 use crate::meter::{CpuExceeded, Meter, WaitedTooLong};
 use crate::plugin::Loaded;
+use crate::ticker::Running;
 use std::sync::Arc;
 use std::time::Duration;
 use wasmtime::component::ResourceTable;
@@ -156,24 +157,13 @@ impl Live {
         }
     }
 
-    /// Before a call: the store to call on, and a permit that the call holds.
-    pub(crate) async fn begin(&mut self) -> Result<(Store<Ctx>, CallPermit), PluginError> {
-        let stack = match self.plugin.stacks.clone().try_acquire_owned() {
-            Ok(p) => Some(p),
-            // More calls at once than stacks: wait for one, in turn.
-            Err(_) => self.plugin.stacks.clone().acquire_owned().await.ok(),
-        };
+    /// Before a call: the store to call on, and what keeps the CPU clock ticking.
+    pub(crate) fn begin(&mut self) -> Result<(Store<Ctx>, Running), PluginError> {
         let Some(mut store) = self.store.take() else {
             return Err(self.error(Cause::Ended));
         };
         store.set_epoch_deadline(1);
-        Ok((
-            store,
-            CallPermit {
-                _stack: stack,
-                _running: self.plugin.ticker.enter(),
-            },
-        ))
+        Ok((store, self.plugin.ticker.enter()))
     }
 
     /// After a call: keeps the store if it went well, says what happened if not.
@@ -202,6 +192,9 @@ impl Live {
         drop(store);
         let error = self.error(cause);
         self.plugin.metrics.failed(error.trap());
+        if error.trap().is_some() {
+            tracing::warn!(target: "postern::plugin", "{error}");
+        }
         Err(error)
     }
 
@@ -286,23 +279,17 @@ impl Live {
     }
 }
 
-/// What a call holds while it runs.
-pub(crate) struct CallPermit {
-    _stack: Option<tokio::sync::OwnedSemaphorePermit>,
-    _running: crate::ticker::Running,
-}
-
 /// One call on a [`Live`]: `call!(live, "on-input", |store| bindings.call_on_input(store, …))`.
 macro_rules! call {
     ($live:expr, $what:expr, |$store:ident| $call:expr) => {{
         let live: &mut $crate::instance::Live = $live;
-        let (mut owned, permit) = live.begin().await?;
+        let (mut owned, running) = live.begin()?;
         let meter = live.meter.clone();
         let (outcome, cpu) = {
             let $store = &mut owned;
             meter.run($call).await
         };
-        drop(permit);
+        drop(running);
         live.finish($what, owned, outcome, cpu)
     }};
 }

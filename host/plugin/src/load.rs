@@ -2,18 +2,17 @@
 
 use crate::bindings::{self, base, codec as codec_world, ssh as ssh_world};
 use crate::cache::{Cache, sha256};
-use crate::engine::{Engines, MAX_CALLS};
+use crate::engine::Engines;
 use crate::error::{Cause, PluginError};
 use crate::instance::{Ctx, Live, call};
 use crate::logging::Limiter;
 use crate::metrics::Metrics;
-use crate::plugin::{Loaded, Plugin, Service};
+use crate::plugin::{Loaded, Parts, Plugin, Service};
 use crate::ticker::Ticker;
 use crate::trusted::trusted_path;
 use crate::types::{Description, Limits, Origin, PluginSource, RuntimeOptions, Wants, World};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
@@ -32,7 +31,6 @@ struct Shared {
     engines: Engines,
     cache: Cache,
     ticker: Arc<Ticker>,
-    stacks: Arc<Semaphore>,
     pooled: Linker<Ctx>,
     on_demand: Linker<Ctx>,
 }
@@ -55,7 +53,6 @@ impl Runtime {
             engines,
             cache,
             ticker: Arc::new(ticker),
-            stacks: Arc::new(Semaphore::new(MAX_CALLS as usize)),
             pooled,
             on_demand,
         };
@@ -66,7 +63,7 @@ impl Runtime {
 
     /// Loads one plugin. What runs is exactly what was checked: the file is read once.
     pub async fn load(&self, source: &PluginSource, limits: Limits) -> Result<Plugin, PluginError> {
-        let name = source.name.clone();
+        let name = short_name(&source.name);
         let shared = self.shared.clone();
         let source = source.clone();
         let ready = tokio::task::spawn_blocking(move || shared.prepare(&source, limits)).await;
@@ -101,7 +98,6 @@ impl Runtime {
             memory_limit: limits.memory.unwrap_or(s.engines.slot_memory),
             slots: s.engines.slots,
             ticker: s.ticker.clone(),
-            stacks: s.stacks.clone(),
             metrics: Metrics::new(&name, version),
             log_limiter: Arc::new(Limiter::new()),
         };
@@ -115,11 +111,11 @@ impl Runtime {
         check_description(&description)
             .map_err(|why| PluginError::new(&name, Cause::Description { why }))?;
         let version = description.version.clone();
-        Ok(Plugin {
+        Ok(Plugin(Arc::new(Parts {
             loaded: Arc::new(loaded(&version, description)),
             base: ready.base.clone(),
             service: ready.service.clone(),
-        })
+        })))
     }
 }
 
@@ -161,8 +157,7 @@ impl Shared {
         let pre = linker.instantiate_pre(&component).map_err(|e| Cause::WrongWorld {
             file: file.clone(),
             why: format!(
-                "needs something that no plugin gets ({}): plugins import nothing but log and clock of {PACKAGE}*@{VERSION} and WASI 0.2 as far as a standard library needs it",
-                format!("{e:#}")
+                "needs something that no plugin gets ({e:#}): plugins import nothing but log and clock of {PACKAGE}*@{VERSION} and WASI 0.2 as far as a standard library needs it"
             ),
         })?;
         let (base, service) = link(world, pre).map_err(|e| Cause::MissingExport {
@@ -223,6 +218,14 @@ impl Shared {
         }
         Ok((component, e.on_demand.clone(), &self.on_demand))
     }
+}
+
+/// For messages and metrics: of a path, the file's name.
+fn short_name(name: &str) -> String {
+    let stem = Path::new(name)
+        .file_stem()
+        .map(|s| s.to_string_lossy().into_owned());
+    stem.unwrap_or_else(|| name.into())
 }
 
 fn read(source: &PluginSource) -> Result<(String, Arc<[u8]>), Cause> {

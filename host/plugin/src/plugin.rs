@@ -10,11 +10,12 @@ use crate::ssh::SshGuard;
 use crate::ticker::Ticker;
 use crate::types::{Description, Limits, SshSessionInfo, World};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 /// One version of one component, ready to serve connections. Cheap to clone: sessions keep the version they began with.
 #[derive(Clone)]
-pub struct Plugin {
+pub struct Plugin(pub(crate) Arc<Parts>);
+
+pub(crate) struct Parts {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) base: base::BasePre<Ctx>,
     pub(crate) service: Service,
@@ -40,14 +41,13 @@ pub(crate) struct Loaded {
     pub(crate) memory_limit: usize,
     pub(crate) slots: u32,
     pub(crate) ticker: Arc<Ticker>,
-    pub(crate) stacks: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) log_limiter: Arc<Limiter>,
 }
 
 impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let l = &self.loaded;
+        let l = &self.0.loaded;
         write!(
             f,
             "Plugin({} {} {} {})",
@@ -62,29 +62,29 @@ impl std::fmt::Debug for Plugin {
 impl Plugin {
     /// As in [`crate::PluginSource`].
     pub fn name(&self) -> &str {
-        &self.loaded.name
+        &self.0.loaded.name
     }
 
     /// What the plugin says of itself; checked at load.
     pub fn description(&self) -> &Description {
-        &self.loaded.description
+        &self.0.loaded.description
     }
 
     /// sha256 of the component, hex.
     pub fn digest(&self) -> &str {
-        &self.loaded.digest
+        &self.0.loaded.digest
     }
 
     /// The file it came from, for messages.
     pub fn file(&self) -> &str {
-        &self.loaded.file
+        &self.0.loaded.file
     }
 
     /// Asks the plugin whether it accepts these settings (a JSON object), on an instance of its own. Must be asked before
     /// they are used for connections. Errors: [`Cause::Settings`] with everything that is wrong, or a failure.
     pub async fn validate(&self, settings_json: &str) -> Result<(), PluginError> {
-        let mut live = Live::new(self.loaded.clone(), "");
-        let pre = &self.base;
+        let mut live = Live::new(self.0.loaded.clone(), "");
+        let pre = &self.0.base;
         let verdict = call!(&mut live, "validate", |store| async {
             let b = pre.instantiate_async(&mut *store).await?;
             b.postern_plugin_manifest()
@@ -106,8 +106,8 @@ impl Plugin {
     /// A fresh instance for one connection. `settings_json` has passed [`Plugin::validate`]; `session` is the id under which
     /// failures are reported.
     pub async fn codec(&self, settings_json: &str, session: &str) -> Result<Codec, PluginError> {
-        let live = Live::new(self.loaded.clone(), session);
-        match &self.service {
+        let live = Live::new(self.0.loaded.clone(), session);
+        match &self.0.service {
             Service::Codec(pre) => Codec::start(live, pre, settings_json).await,
             Service::Ssh(_) => Err(self.wrong_world(World::Codec)),
         }
@@ -120,15 +120,15 @@ impl Plugin {
         settings_json: &str,
         session: &SshSessionInfo,
     ) -> Result<SshGuard, PluginError> {
-        let live = Live::new(self.loaded.clone(), &session.session);
-        match &self.service {
+        let live = Live::new(self.0.loaded.clone(), &session.session);
+        match &self.0.service {
             Service::Ssh(pre) => SshGuard::start(live, pre, settings_json, session).await,
             Service::Codec(_) => Err(self.wrong_world(World::Ssh)),
         }
     }
 
     fn wrong_world(&self, needed: World) -> PluginError {
-        let l = &self.loaded;
+        let l = &self.0.loaded;
         let why = format!(
             "implements world `{}`, but here one of world `{}` is needed: name another plugin",
             l.description.world.as_str(),

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 async fn refused(rt: &Runtime, source: &PluginSource) -> PluginError {
     rt.load(source, Limits::default())
         .await
-        .err()
-        .expect("not to load")
+        .expect_err("not to load")
 }
 
 #[tokio::test]
