@@ -299,7 +299,7 @@ fn auths_disk_full_refuses_and_recovers() -> Result<()> {
         .run()?;
     if !refused.status.success() {
         ensure!(
-            refused.err().contains("could not store"),
+            refused.err().contains("full"),
             "{}",
             refused.told()
         );

@@ -62,7 +62,7 @@ fn a_command_runs_as_the_login_and_its_end_is_told() -> Result<()> {
         .arg("ls /proc/self/fd | tr '\\n' ' '; env | grep ^POSTERN | grep -vc ^POSTERN_SESSION=; true")
         .ok()?;
     ensure!(
-        inherited == "0 1 2 3 \n0",
+        inherited == "0 1 2 3 0",
         "descriptors or environment leak into the session: {inherited:?}"
     );
     let start = cluster.audited("session.start", |e| e["user"] == "alice")?;
