@@ -16,6 +16,8 @@ mod session;
 mod shared;
 mod sniff;
 mod start;
+#[cfg(test)]
+mod tests;
 mod web;
 
 pub use error::ProxyError;

@@ -3,5 +3,6 @@
 mod connect;
 mod lab;
 mod life;
+mod measure;
 mod streams;
 mod transport;
