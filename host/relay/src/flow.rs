@@ -142,7 +142,16 @@ impl Flow {
     {
         for _ in 0..ROUNDS {
             if let Some(sink) = sink.as_deref_mut() {
-                ready!(self.poll_write(cx, sink)).map_err(FlowError::Write)?;
+                match self.poll_write(cx, sink).map_err(FlowError::Write)? {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => {
+                        // While the sink is slow, fill what room there is: the next write is the larger for it.
+                        return match source.as_deref_mut() {
+                            Some(source) => self.poll_fill(cx, source),
+                            None => Poll::Pending,
+                        };
+                    }
+                }
                 if self.ended {
                     if !self.shut {
                         ready!(Pin::new(sink).poll_shutdown(cx)).map_err(FlowError::Write)?;
@@ -181,6 +190,24 @@ impl Flow {
             }
         }
         cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads behind bytes that are still on their way out, where nobody has to be asked about them. Never ready.
+    fn poll_fill<R: AsyncRead + Unpin + ?Sized>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut R,
+    ) -> Poll<Result<(), FlowError>> {
+        while self.native && !self.eof && self.end < self.buf.len() {
+            let mut room = ReadBuf::new(&mut self.buf[self.end..]);
+            ready!(Pin::new(&mut *source).poll_read(cx, &mut room)).map_err(FlowError::Read)?;
+            let n = room.filled().len();
+            self.end += n;
+            self.pass = self.end;
+            self.eof = n == 0;
+            self.ended |= self.eof;
+        }
         Poll::Pending
     }
 
