@@ -15,6 +15,7 @@ mod codec;
 mod compile;
 mod engine;
 mod error;
+mod inspect;
 mod instance;
 mod load;
 mod logging;
