@@ -118,7 +118,11 @@ pub(crate) async fn to_agent(
             return e.code();
         }
     };
-    if stream.write_all(&hello.raw).await.is_err() {
+    let greeted = async {
+        stream.write_all(&hello.raw).await?;
+        stream.flush().await
+    };
+    if greeted.await.is_err() {
         return "broken";
     }
     match relay(shared, &mut client, stream, std::future::pending()).await {

@@ -26,6 +26,8 @@ const TRY_NEXT: Duration = Duration::from_millis(1500);
 const SURPLUS_AFTER: Duration = Duration::from_secs(60);
 /// An idle connection that was silent for so long is not trusted: agents ping every 15 s.
 const STALE_AFTER: Duration = Duration::from_secs(45);
+/// Control connections of one service: one, and a few that are being replaced.
+const MAX_LINKS: usize = 8;
 /// Names of resources that were here once, kept to tell "gone" from "never heard of".
 const REMEMBERED: usize = 10_000;
 
@@ -255,13 +257,13 @@ impl Registry {
         }
     }
 
-    /// Every tunnel, the newest of a service last.
+    /// Every tunnel that has announced what it serves, one per service.
     pub fn agents(&self) -> Vec<AgentView> {
         let state = self.lock();
         let mut views: Vec<_> = state
-            .links
+            .current
             .values()
-            .filter(|l| !l.superseded)
+            .filter_map(|id| state.links.get(id))
             .map(|l| AgentView {
                 identity: l.identity.clone(),
                 kind: l.kind.clone(),
@@ -287,8 +289,13 @@ impl Registry {
 
     // ---- for the connections' tasks
 
-    pub(crate) fn add_link(&self, new: NewLink) -> LinkId {
+    /// `None`: the service has too many control connections.
+    pub(crate) fn add_link(&self, new: NewLink) -> Option<LinkId> {
         let mut state = self.lock();
+        let of_service = |l: &&Link| l.identity == new.identity && !l.control.is_closed();
+        if state.links.values().filter(of_service).count() >= MAX_LINKS {
+            return None;
+        }
         state.next += 1;
         let id = state.next;
         let link = Link {
@@ -312,7 +319,8 @@ impl Registry {
             superseded: false,
         };
         state.links.insert(id, link);
-        id
+        metrics::gauge!("postern_tunnels").increment(1);
+        Some(id)
     }
 
     /// Replaces what a link offers.
@@ -391,6 +399,7 @@ impl Registry {
         let Some(mut link) = state.links.remove(&id) else {
             return;
         };
+        metrics::gauge!("postern_tunnels").decrement(1);
         if state.current.get(&link.identity) == Some(&id) {
             state.current.remove(&link.identity);
         }
@@ -422,11 +431,15 @@ impl Registry {
         let mut state = self.lock();
         state.next += 1;
         let connection = state.next;
+        let of_service = state.links.values().filter(|l| l.identity == *identity);
+        if of_service.map(|l| l.data.len()).sum::<usize>() >= max {
+            return None;
+        }
         let (id, link) = state
             .links
             .iter_mut()
             .find(|(_, l)| l.identity == *identity && l.instance == instance)?;
-        if link.superseded || link.draining || link.cut.is_cancelled() || link.data.len() >= max {
+        if link.superseded || link.draining || link.cut.is_cancelled() {
             return None;
         }
         link.data.insert(connection, cut);

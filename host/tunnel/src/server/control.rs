@@ -58,31 +58,36 @@ pub(crate) async fn serve(
     );
     let mut control = framed(stream);
     let limit = server.opts.timing.dead_after;
-    let refusal = match (server.locked)(&arrived.info.identity) {
-        Some(reason) => Some(format!("this host or service is locked: {reason}")),
-        None if server.draining.is_cancelled() => Some("this proxy is shutting down".to_owned()),
-        None => None,
-    };
-    if let Some(reason) = refusal {
-        let goodbye = Frame::Goodbye {
-            reason: reason.clone(),
-        };
-        let _ = send(&mut control, &goodbye, limit).await;
-        // Time to read it.
-        let _ = timeout(Duration::from_secs(1), control.next()).await;
-        return Err(reason);
-    }
-    let (outgoing_tx, outgoing) = mpsc::channel(16);
     let identity = arrived.info.identity.clone();
-    let link = server.registry.add_link(NewLink {
-        identity: identity.clone(),
-        instance: arrived.instance.clone(),
-        kind: arrived.info.kind.clone(),
-        peer: arrived.peer,
-        control: outgoing_tx,
-        cut: arrived.token.clone(),
-        suspect_after: server.opts.timing.heartbeat + server.opts.timing.heartbeat / 2,
-    });
+    let (outgoing_tx, outgoing) = mpsc::channel(16);
+    let admitted = match (server.locked)(&identity) {
+        Some(reason) => Err(format!("this host or service is locked: {reason}")),
+        None if server.draining.is_cancelled() => Err("this proxy is shutting down".to_owned()),
+        None => server
+            .registry
+            .add_link(NewLink {
+                identity: identity.clone(),
+                instance: arrived.instance.clone(),
+                kind: arrived.info.kind.clone(),
+                peer: arrived.peer,
+                control: outgoing_tx,
+                cut: arrived.token.clone(),
+                suspect_after: server.opts.timing.heartbeat + server.opts.timing.heartbeat / 2,
+            })
+            .ok_or_else(|| "this service has too many connections here already".to_owned()),
+    };
+    let link = match admitted {
+        Ok(link) => link,
+        Err(reason) => {
+            let goodbye = Frame::Goodbye {
+                reason: reason.clone(),
+            };
+            let _ = send(&mut control, &goodbye, limit).await;
+            // Time to read it.
+            let _ = timeout(Duration::from_secs(1), control.next()).await;
+            return Err(reason);
+        }
+    };
     let registered = Registered {
         server,
         link,

@@ -2,6 +2,7 @@
 
 use super::lab::*;
 use crate::{Incoming, OpenError, TunnelClientOptions, TunnelState};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -213,6 +214,35 @@ async fn a_lock_cuts_the_tunnel_and_all_its_streams() {
         .unwrap()
         .unwrap();
     echoes(&mut elsewhere, b"others go on").await;
+}
+
+#[tokio::test]
+async fn idle_connections_are_asked_for_a_sign_of_life_and_give_it() {
+    let lab = Lab::start().await;
+    let mut opts = lab.options();
+    opts.timing.idle_ping = Duration::from_millis(20);
+    let agent = lab.agent_with(opts, lab.credentials("a", "svc", &["x"]), &["x"]);
+    agent.up().await;
+    let _echo = agent.echo();
+    eventually(|| lab.registry().agents()[0].idle == 1).await;
+    let connections = lab.accepted.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lab.accepted.load(Ordering::Relaxed), connections);
+    let mut stream = lab.open("x").await;
+    echoes(&mut stream, b"still good").await;
+}
+
+#[tokio::test]
+async fn the_same_service_over_and_over_is_limited() {
+    let lab = Lab::start().await;
+    // As a copied disk would do: each takes over from the one before.
+    let copies: Vec<_> = (0..12).map(|_| lab.agent("a", &["x"])).collect();
+    for _ in 0..50 {
+        assert!(lab.registry().agents().len() <= 1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(copies);
+    eventually(|| lab.registry().agents().is_empty()).await;
 }
 
 #[tokio::test]
