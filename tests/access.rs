@@ -159,11 +159,12 @@ fn an_expired_login_says_so() -> Result<()> {
     let mut w = world()?;
     w.alice
         .postern()?
-        .args(["login", "--password-stdin", "--ttl", "3s"])
+        .args(["login", "--password-stdin", "--ttl", "1m"])
         .stdin(format!("{}\n", w.alice.password))
         .ok()?;
     w.alice.ssh(&w.agent).arg("true").ok()?;
-    let said = wait::until("the login to expire", wait::LONG, || {
+    // A minute is the shortest login there is.
+    let said = wait::until("the login to expire", Duration::from_secs(80), || {
         let ran = w.alice.ssh(&w.agent).arg("true").run()?;
         Ok((!ran.status.success()).then(|| ran.told()))
     })?;

@@ -298,11 +298,7 @@ fn auths_disk_full_refuses_and_recovers() -> Result<()> {
         .args(["users", "create", "bob", "--roles", "access"])
         .run()?;
     if !refused.status.success() {
-        ensure!(
-            refused.err().contains("full"),
-            "{}",
-            refused.told()
-        );
+        ensure!(refused.err().contains("full"), "{}", refused.told());
     }
     ensure!(cluster.auth.is_running());
     std::fs::remove_file(&filler)?;

@@ -1,6 +1,6 @@
 //! OpenSSH's own server, for comparison: host and user certificates by a CA of its own, on a free loopback port.
 
-use super::{Lab, Run, free_port, wait};
+use super::{Lab, Place, Run, free_port, wait};
 use anyhow::{Context, Result};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,13 @@ use std::sync::Arc;
 pub struct Sshd {
     dir: PathBuf,
     port: u16,
+    login: String,
     child: Child,
 }
 
 impl Sshd {
-    /// Serves the login of whoever runs the test.
-    pub fn start(lab: &Arc<Lab>, login: &str) -> Result<Sshd> {
+    /// Serves this login, in a place where it exists.
+    pub fn start(lab: &Arc<Lab>, login: &str, place: &Place) -> Result<Sshd> {
         let dir = lab.join("openssh");
         std::fs::create_dir_all(&dir)?;
         let _ = std::fs::create_dir_all("/run/sshd");
@@ -55,7 +56,8 @@ impl Sshd {
         let sshd = ["/usr/sbin/sshd", "/usr/bin/sshd"]
             .into_iter()
             .find(|p| Path::new(p).exists());
-        let mut command = Command::new(sshd.context("no sshd (Debian: openssh-server)")?);
+        let sshd = sshd.context("no sshd (Debian: openssh-server)")?;
+        let mut command = place.command(Path::new(sshd));
         command
             .arg("-D")
             .arg("-f")
@@ -63,7 +65,12 @@ impl Sshd {
             .arg("-E")
             .arg(dir.join("log"));
         let child = command.stdin(Stdio::null()).spawn().context("sshd")?;
-        let sshd = Sshd { dir, port, child };
+        let sshd = Sshd {
+            dir,
+            port,
+            login: login.into(),
+            child,
+        };
         wait::holds("sshd to listen", wait::LONG, || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         })
@@ -83,10 +90,10 @@ impl Sshd {
     pub fn write_ssh_config(&self, cipher: &str) -> Result<PathBuf> {
         let d = self.dir.display();
         let common = format!(
-            "  HostName 127.0.0.1\n  Port {}\n  HostKeyAlias node1\n  UserKnownHostsFile {d}/known_hosts\n\
+            "  HostName 127.0.0.1\n  Port {}\n  User {}\n  HostKeyAlias node1\n  UserKnownHostsFile {d}/known_hosts\n\
              \x20 GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  IdentitiesOnly yes\n  IdentityFile {d}/user\n\
              \x20 CertificateFile {d}/user-cert.pub\n  Ciphers {cipher}\n  BatchMode yes\n",
-            self.port
+            self.port, self.login
         );
         let file = self.dir.join("config");
         std::fs::write(
