@@ -99,7 +99,7 @@ fn measure(args: &Args) -> Result<Report> {
         bulk::plugin_vs_native(args.rounds, &mut report)?;
     }
     if report.wants_any(&["stall-isolation", "stall-pinned"]) {
-        bulk::stalls(&world::World::start()?, args.rounds, args.mb, &mut report)?;
+        bulk::stalls(args.rounds, args.mb, &mut report)?;
     }
     if report.wants_any(&["idle-agent-rss", "cold-start"]) {
         memory::idle_agent(&mut world::World::start()?, args.rounds, &mut report)?;

@@ -25,7 +25,8 @@ enum What {
     ScpUp,
 }
 
-fn transfer(world: &World, way: Way, what: What, mb: u64) -> Result<Sample> {
+/// `settle`: wait until the session's processes are gone, so that their CPU time counts.
+fn transfer(world: &World, way: Way, what: What, mb: u64, settle: bool) -> Result<Sample> {
     let file = world.file(mb)?;
     let path = file.display().to_string();
     let command = match what {
@@ -50,7 +51,7 @@ fn transfer(world: &World, way: Way, what: What, mb: u64) -> Result<Sample> {
             c
         }
     };
-    let (seconds, cpu) = world.time(way, command)?;
+    let (seconds, cpu) = world.time(way, command, settle)?;
     let gb = mb as f64 / 1000.0;
     Ok(Sample {
         value: mb as f64 / seconds,
@@ -80,7 +81,7 @@ pub fn run(world: &World, rounds: usize, mb: u64, report: &mut Report) -> Result
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); ways.len()];
         for round in 0..=rounds {
             for (way, samples) in ways.iter().zip(&mut samples) {
-                let sample = transfer(world, *way, what, mb)?;
+                let sample = transfer(world, *way, what, mb, true)?;
                 // The first round warms caches and grows buffers.
                 if round > 0 {
                     eprintln!("  round {round} {way:?}: {:.0} MB/s", sample.value);
@@ -133,51 +134,39 @@ fn stalled(world: &World) -> Result<Background> {
     Ok(session)
 }
 
-pub fn stalls(world: &World, rounds: usize, mb: u64, report: &mut Report) -> Result<()> {
+pub fn stalls(rounds: usize, mb: u64, report: &mut Report) -> Result<()> {
     sh::phase("bench: stall-isolation, stall-pinned");
-    // Buffers and arenas that any session leaves behind are not what a stalled one pins.
-    for _ in 0..3 {
-        transfer(world, Way::Postern, What::CatDown, mb.min(200))?;
-    }
     let (mut alone, mut beside, mut pinned) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
-        alone.push(transfer(world, Way::Postern, What::CatDown, mb)?);
+        // Fresh processes, that have served small sessions only: those that moved bulk before would reuse that memory.
+        let world = World::start()?;
         let (agent, proxy) = (world.agent.pid()?, world.cluster.auth.pid()?);
         let before = (settled(agent)?, settled(proxy)?);
-        let mut session = stalled(world)?;
+        let mut session = stalled(&world)?;
         let after = (settled(agent)?, settled(proxy)?);
         let grown = |before: u64, after: u64| after.saturating_sub(before) as f64 / 1e6;
         let (a, p) = (grown(before.0, after.0), grown(before.1, after.1));
         pinned.push(Sample::from(a.max(p)));
-        let fast = world.client(
-            Way::Postern,
-            "ssh",
-            &[&format!("cat {}", world.file(mb)?.display())],
-        )?;
-        let mut fast = fast;
-        fast.stdin(Stdio::null()).stdout(Stdio::null());
-        let started = std::time::Instant::now();
-        ensure!(fast.status()?.success(), "the fast session failed");
-        let speed = mb as f64 / started.elapsed().as_secs_f64();
-        beside.push(Sample::from(speed));
+
+        transfer(&world, Way::Postern, What::CatDown, mb.min(200), false)?;
+        let with = transfer(&world, Way::Postern, What::CatDown, mb, false)?;
         ensure!(session.is_running(), "the stalled session ended");
-        eprintln!(
-            "  round {round}: alone {:.0}, beside {speed:.0} MB/s; pinned: agent {a:.1} MB, proxy {p:.1} MB",
-            alone[round - 1].value
-        );
         drop(session);
-        // Its end must reach both before the next round begins.
+        // Its end must have reached both before the other half begins.
         postern_tests::wait::holds(
             "the stalled session to end",
             Duration::from_secs(20),
             || world.agent.service("ssh").is_ok_and(|s| s["sessions"] == 0),
         )?;
+        let without = transfer(&world, Way::Postern, What::CatDown, mb, false)?;
+        eprintln!(
+            "  round {round}: alone {:.0}, beside {:.0} MB/s; pinned: agent {a:.1} MB, proxy {p:.1} MB",
+            without.value, with.value
+        );
+        beside.push(Sample::from(with.value));
+        alone.push(Sample::from(without.value));
     }
-    report.add(
-        "stall-isolation",
-        &beside,
-        &alone.iter().map(|s| s.value.into()).collect::<Vec<_>>(),
-    );
+    report.add("stall-isolation", &beside, &alone);
     report.add("stall-pinned", &pinned, &[]);
     Ok(())
 }

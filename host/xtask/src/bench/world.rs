@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Runs the client to its end: seconds, and CPU seconds of it and of all servers on the way.
-    pub fn time(&self, way: Way, mut client: Command) -> Result<(f64, f64)> {
+    pub fn time(&self, way: Way, mut client: Command, settle: bool) -> Result<(f64, f64)> {
         let servers = self.servers(way)?;
         let cpu = || servers.iter().map(|p| procfs::cpu_tree(*p)).sum::<f64>() + children_cpu();
         let before = cpu();
@@ -99,7 +99,9 @@ impl World {
         let status = client.stderr(Stdio::piped()).status().context("client")?;
         let took = started.elapsed().as_secs_f64();
         ensure!(status.success(), "{way:?}: {client:?}: {status}");
-        self.settle(way)?;
+        if settle {
+            self.settle(way)?;
+        }
         Ok((took, cpu() - before))
     }
 
