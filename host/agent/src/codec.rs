@@ -3,21 +3,26 @@
 
 use crate::decide::{Decider, Offered};
 use crate::dial::dial;
-use crate::session::{Arrival, HANDSHAKE, Served};
+use crate::session::{Arrival, HANDSHAKE, Served, Slots};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use postern_audit::{Emitter, Event, names};
-use postern_identity::{CaKind, Peer, TrustBundle, UserIdentity, tls};
+use postern_identity::{CaKind, Peer, TrustBundle, UserIdentity, check_label, tls};
 use postern_plugin::{Endpoint, PluginEvent};
 use postern_relay::{BoxedStream, CodecHost};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::num::NonZeroU32;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// Audit events that the plugin of one session may word in a second.
+const PLUGIN_EVENTS: NonZeroU32 = NonZeroU32::new(100).unwrap();
 
 /// Serves one connection from its ClientHello to its end.
 pub async fn serve(
     served: &Arc<Served>,
     arrival: Arrival,
+    slots: Slots,
     handshake: Option<OwnedSemaphorePermit>,
 ) -> Result<(), String> {
     let Arrival {
@@ -39,9 +44,10 @@ pub async fn serve(
         .await
         .map_err(|_| format!("{}: no TLS handshake within {HANDSHAKE:?}", header.source))?
         .map_err(|e| format!("{}: TLS handshake: {e}", header.source))?;
-    // From here on the peer is somebody: its handshake no longer counts as anonymous.
-    drop(handshake);
     let user = user_of(&stream, &trust)?;
+    // From here on the peer is somebody: it counts as a session, no longer as an anonymous handshake.
+    let _slot = slots.take()?;
+    drop(handshake);
     let host = SessionHost {
         decider: served.decider.clone(),
         audit: served.audit.clone(),
@@ -49,7 +55,8 @@ pub async fn serve(
         resource,
         source: header.source,
         session_id,
-        started: AtomicBool::new(false),
+        asked: OnceLock::new(),
+        plugin_events: RateLimiter::direct(Quota::per_second(PLUGIN_EVENTS)),
         since: Instant::now(),
     };
     host.check_name(&stream)?;
@@ -65,7 +72,7 @@ pub async fn serve(
         .map_err(|e| e.to_string())?;
     let outcome = tokio::select! {
         r = postern_relay::run_codec(stream, codec, &host) => r.map_err(|e| e.to_string()),
-        lock = host.decider.until_locked(&host.user.name) => Err(format!("ended: {lock}")),
+        why = host.until_refused() => Err(format!("ended: {why}")),
     };
     host.ended(&outcome).await;
     outcome.map(drop)
@@ -79,6 +86,13 @@ fn user_of<S>(stream: &TlsStream<S>, trust: &TrustBundle) -> Result<UserIdentity
     }
 }
 
+fn pairs(asked: &[(String, String)]) -> Vec<(&str, &str)> {
+    asked
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect()
+}
+
 /// What the relay may ask of this host, for one session.
 struct SessionHost {
     decider: Decider,
@@ -87,7 +101,9 @@ struct SessionHost {
     resource: Offered,
     source: String,
     session_id: String,
-    started: AtomicBool,
+    /// The principals that were allowed; set when the session has started.
+    asked: OnceLock<Vec<(String, String)>>,
+    plugin_events: DefaultDirectRateLimiter,
     since: Instant,
 }
 
@@ -124,8 +140,15 @@ impl SessionHost {
             .emit_later(self.event(names::SESSION_REJECTED).with("reason", why));
     }
 
+    async fn until_refused(&self) -> String {
+        let asked = self.asked.get().map(Vec::as_slice).unwrap_or_default();
+        self.decider
+            .until_refused(&self.user, &self.resource, &pairs(asked))
+            .await
+    }
+
     async fn ended(&self, outcome: &Result<postern_relay::RelayStats, String>) {
-        if !self.started.load(Ordering::Relaxed) {
+        if self.asked.get().is_none() {
             return;
         }
         let mut event = self
@@ -146,13 +169,9 @@ impl SessionHost {
 
 impl CodecHost for SessionHost {
     async fn authorize(&self, asked: &[(String, String)]) -> Result<(), String> {
-        let asked: Vec<_> = asked
-            .iter()
-            .map(|(k, v)| (k.as_str(), v.as_str()))
-            .collect();
         let role = self
             .decider
-            .check(&self.user, &self.resource, &asked)
+            .check(&self.user, &self.resource, &pairs(asked))
             .inspect_err(|why| self.reject(why))?;
         let mut event = self.event(names::SESSION_START).with("role", role);
         for (principal, value) in asked {
@@ -163,12 +182,12 @@ impl CodecHost for SessionHost {
             tracing::error!("{e}");
             "this host can't record the session; ask its operator to look at the log".to_owned()
         })?;
-        self.started.store(true, Ordering::Relaxed);
+        let _ = self.asked.set(asked.to_vec());
         Ok(())
     }
 
     async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
-        if !self.started.load(Ordering::Relaxed) {
+        if self.asked.get().is_none() {
             return Err("the plugin asked to connect before it asked for authorization".into());
         }
         match (&endpoint, &self.resource.address) {
@@ -182,12 +201,23 @@ impl CodecHost for SessionHost {
     }
 
     fn event(&self, event: PluginEvent) {
-        let mut e = SessionHost::event(self, &event.name);
-        for (key, json) in event.fields {
-            // Values are JSON documents; what is none is kept as text rather than lost.
-            let value = serde_json::from_str(&json).unwrap_or(serde_json::Value::String(json));
-            e = e.with(&key, value);
+        // Other sessions' events wait in the same queue.
+        if self.plugin_events.check().is_err() {
+            metrics::counter!("postern_agent_plugin_events_dropped_total").increment(1);
+            return;
         }
-        self.audit.emit_later(e);
+        // The plugin's words stand apart: it can neither name an event of the host's nor replace a field.
+        let name = match check_label("event", &event.name) {
+            Ok(()) => format!("plugin.{}.{}", self.resource.id.kind, event.name),
+            Err(_) => format!("plugin.{}", self.resource.id.kind),
+        };
+        let said: serde_json::Map<_, _> = event
+            .fields
+            .into_iter()
+            // Values are JSON documents; what is none is kept as text rather than lost.
+            .map(|(k, v)| (k, serde_json::from_str(&v).unwrap_or(v.into())))
+            .collect();
+        self.audit
+            .emit_later(SessionHost::event(self, &name).with("plugin", said));
     }
 }

@@ -69,9 +69,20 @@ impl Decider {
                 snapshot.age().as_secs()
             ));
         }
+        self.verdict(user, resource, asked)
+    }
+
+    /// The answer of locks and roles alone.
+    fn verdict(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+    ) -> Result<String, String> {
         if let Some(lock) = self.locked(&user.name) {
             return Err(lock);
         }
+        let snapshot = self.snapshot();
         let roles = snapshot.roles(&user.roles);
         match postern_access::decide(&subject(user, &roles), &target(resource), asked) {
             Decision::Allow { role } => Ok(role),
@@ -84,13 +95,19 @@ impl Decider {
         postern_access::may_forward(&subject(user, &roles), &target(resource))
     }
 
-    /// Resolves when a lock stops `user` here; for sessions that are already running.
-    pub async fn until_locked(&self, user: &str) -> String {
+    /// Resolves when what was allowed is allowed no longer (a lock, a changed role); for sessions that are
+    /// already running. An old cache alone ends nothing, not even with `lock_mode = "strict"`.
+    pub async fn until_refused(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+    ) -> String {
         let mut cache = self.cache.clone();
         loop {
             cache.borrow_and_update();
-            if let Some(lock) = self.locked(user) {
-                return lock;
+            if let Err(why) = self.verdict(user, resource, asked) {
+                return why;
             }
             if cache.changed().await.is_err() {
                 // The agent is going down; that ends the session by its own way.

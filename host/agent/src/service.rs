@@ -380,11 +380,21 @@ async fn submit(
         .iter()
         .filter_map(|e| serde_json::to_string(e).ok())
         .collect();
-    postern_api::v1::agent_service_client::AgentServiceClient::new(channel)
+    let stored = postern_api::v1::agent_service_client::AgentServiceClient::new(channel)
         .submit_events(postern_api::v1::SubmitEventsRequest { events_json })
         .await
-        .map(drop)
-        .map_err(|s| postern_api::status::describe(&s))
+        .map_err(|s| postern_api::status::describe(&s))?
+        .into_inner()
+        .stored_uids;
+    // Sending such an event again would not help, but it must not vanish without a word.
+    for lost in events.iter().filter(|e| !stored.contains(&e.uid)) {
+        tracing::error!(
+            uid = lost.uid,
+            event = lost.event,
+            "Auth did not store an audit event"
+        );
+    }
+    Ok(())
 }
 
 /// Shows in the status what the tunnel does.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 /// Anonymous handshakes (`direct = true`) under way at once, apart from sessions.
 const HANDSHAKES: usize = 64;
@@ -49,7 +50,7 @@ pub struct Sessions {
     served: Arc<Served>,
     tracker: TaskTracker,
     handshakes: Arc<Semaphore>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     /// Ends the sessions when the service goes without waiting for them.
     cut: CancellationToken,
 }
@@ -58,7 +59,10 @@ impl Sessions {
     pub fn new(served: Served) -> Self {
         Sessions {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            slots: Arc::new(Semaphore::new(served.options.limits.max_sessions as usize)),
+            slots: Slots {
+                free: Arc::new(Semaphore::new(served.options.limits.max_sessions as usize)),
+                max: served.options.limits.max_sessions,
+            },
             tracker: TaskTracker::new(),
             cut: CancellationToken::new(),
             served: Arc::new(served),
@@ -118,14 +122,11 @@ impl Sessions {
         let Some(credentials) = self.served.held.borrow().credentials.clone() else {
             return;
         };
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            tracing::warn!(
-                service = self.served.decider.service,
-                "a session was refused: limits.max_sessions = {} are open",
-                self.served.options.limits.max_sessions
-            );
+        // The proxy is not trusted for more than routing: what it says ends up in audit events and checks.
+        if header.source.parse::<SocketAddr>().is_err() {
+            tracing::warn!("the proxy opened a stream without the client's address");
             return;
-        };
+        }
         let handshake = if header.direct {
             match self.handshakes.clone().try_acquire_owned() {
                 Ok(permit) => Some(permit),
@@ -135,30 +136,26 @@ impl Sessions {
             None
         };
         let arrival = Arrival {
-            session_id: header.trace.clone(),
+            session_id: Uuid::now_v7().to_string(),
             header,
             stream,
             resource,
             credentials,
         };
-        self.spawn(arrival, slot, handshake);
+        self.spawn(arrival, handshake);
     }
 
-    fn spawn(
-        &self,
-        arrival: Arrival,
-        slot: OwnedSemaphorePermit,
-        handshake: Option<OwnedSemaphorePermit>,
-    ) {
+    fn spawn(&self, arrival: Arrival, handshake: Option<OwnedSemaphorePermit>) {
         let (served, cut) = (self.served.clone(), self.cut.clone());
+        let slots = self.slots.clone();
         let kind = arrival.resource.id.kind.clone();
         self.tracker.spawn(async move {
             let live = metrics::gauge!("postern_agent_sessions", "kind" => kind.clone());
             live.increment(1.0);
             let session = async {
                 match served.plugin.description().world {
-                    World::Ssh => ssh::serve(&served, arrival).await,
-                    World::Codec => codec::serve(&served, arrival, handshake).await,
+                    World::Ssh => ssh::serve(&served, arrival, slots).await,
+                    World::Codec => codec::serve(&served, arrival, slots, handshake).await,
                 }
             };
             let outcome = tokio::select! {
@@ -172,7 +169,6 @@ impl Sessions {
             if let Err(e) = outcome {
                 tracing::info!(service = served.decider.service, "session: {e}");
             }
-            drop(slot);
         });
     }
 
@@ -182,6 +178,22 @@ impl Sessions {
             .iter()
             .find(|o| o.id.kind == header.kind && o.id.name == header.resource)
             .cloned()
+    }
+}
+
+/// How many sessions a service may have.
+#[derive(Clone)]
+pub struct Slots {
+    free: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Slots {
+    pub fn take(&self) -> Result<OwnedSemaphorePermit, String> {
+        let max = self.max;
+        self.free.clone().try_acquire_owned().map_err(|_| {
+            format!("refused: {max} sessions are open, and limits.max_sessions allows no more")
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! SSH sessions: what `postern-sshd` asks this host about a user's certificate.
 
 use crate::decide::{Decider, Offered};
-use crate::session::{Arrival, Served, source_ip};
+use crate::session::{Arrival, Served, Slots, source_ip};
 use postern_audit::{Emitter, Event, names};
 use postern_identity::{CaKind, TrustBundle, UserIdentity, verify_user_cert};
 use postern_sshd::{Admitted, Gate, HostIdentity, SessionContext, SshdOptions};
@@ -9,7 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// Serves one SSH connection from its banner to its end.
-pub async fn serve(served: &Arc<Served>, arrival: Arrival) -> Result<(), String> {
+pub async fn serve(served: &Arc<Served>, arrival: Arrival, slots: Slots) -> Result<(), String> {
+    let _slot = slots.take()?;
     let credentials = &arrival.credentials;
     let gate = Arc::new(AgentGate {
         decider: served.decider.clone(),
@@ -18,7 +19,7 @@ pub async fn serve(served: &Arc<Served>, arrival: Arrival) -> Result<(), String>
         source: arrival.header.source.clone(),
         session_id: arrival.session_id.clone(),
         audit: served.audit.clone(),
-        user: OnceLock::new(),
+        admitted: OnceLock::new(),
     });
     let host = HostIdentity {
         ssh_key: credentials.ssh_key(),
@@ -53,7 +54,7 @@ pub async fn serve(served: &Arc<Served>, arrival: Arrival) -> Result<(), String>
     );
     tokio::select! {
         r = serving => r.map(drop).map_err(|e| e.to_string()),
-        reason = gate.until_locked() => Err(format!("ended: {reason}")),
+        reason = gate.until_refused() => Err(format!("ended: {reason}")),
     }
 }
 
@@ -65,17 +66,20 @@ struct AgentGate {
     source: String,
     session_id: String,
     audit: Emitter,
-    user: OnceLock<String>,
+    /// Who came in, and as which login.
+    admitted: OnceLock<(UserIdentity, String)>,
 }
 
 impl AgentGate {
-    async fn until_locked(&self) -> String {
-        // A lock can only concern somebody who is in; the cache changes at least every 10 s
+    async fn until_refused(&self) -> String {
+        // Only somebody who is in can lose what was allowed; the cache changes at least every 10 s
         // (Auth's "alive"), so one who came in since is seen then.
         let mut cache = self.decider.cache.clone();
         loop {
-            if let Some(user) = self.user.get() {
-                return self.decider.until_locked(user).await;
+            if let Some((user, login)) = self.admitted.get() {
+                let asked = [("logins", login.as_str())];
+                let refused = self.decider.until_refused(user, &self.resource, &asked);
+                return refused.await;
             }
             if cache.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -112,7 +116,7 @@ impl AgentGate {
             return Err((Some(user), why));
         }
         let may_forward = self.decider.may_forward(&user, &self.resource);
-        let _ = self.user.set(user.name.clone());
+        let _ = self.admitted.set((user.clone(), login.to_owned()));
         Ok(Admitted {
             user,
             login: login.to_owned(),

@@ -77,7 +77,12 @@ impl Snapshot {
                 Ok(lock) => {
                     self.locks.insert(lock.target.clone(), lock);
                 }
-                Err(e) => tracing::error!("a lock from Auth can't be read: {e}"),
+                Err(e) => {
+                    tracing::error!("a lock from Auth can't be read, its target is locked: {e}");
+                    if let Some(lock) = unreadable_lock(&json) {
+                        self.locks.insert(lock.target.clone(), lock);
+                    }
+                }
             },
             Some(Change::LockRemoved(target)) => {
                 self.locks.remove(&target);
@@ -102,6 +107,16 @@ fn deny_all(json: &str) -> Option<Role> {
         name,
         deny: [("*".to_owned(), everything)].into(),
         ..Role::default()
+    })
+}
+
+/// What stands for a lock that this version can't read: it locks, without an end.
+fn unreadable_lock(json: &str) -> Option<Lock> {
+    let value: serde_json::Value = serde_json::from_str(json).ok()?;
+    Some(Lock {
+        target: value["target"].as_str()?.to_owned(),
+        reason: "a lock that this version of Postern can't read".into(),
+        expires_unix: None,
     })
 }
 

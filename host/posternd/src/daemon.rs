@@ -67,7 +67,7 @@ impl Daemon {
                     .iter()
                     .map(AuthServer::local_addr)
                     .chain(proxy.iter().map(ProxyServer::local_addr))
-                    .chain(diag::tcp_address(config))
+                    .chain(diag::tcp_addresses(config).await)
                     .collect(),
                 http_proxy: config.agent.as_ref().and_then(|a| http_proxy(&a.proxy)),
             };

@@ -49,9 +49,15 @@ pub fn address(config: &Config) -> String {
     config.diag.listen.clone()
 }
 
-/// Its TCP address, where it has one.
-pub fn tcp_address(config: &Config) -> Option<SocketAddr> {
-    config.diag.listen.parse().ok()
+/// Its TCP addresses, where it has any.
+pub async fn tcp_addresses(config: &Config) -> Vec<SocketAddr> {
+    match config.diag.listen.parse() {
+        Ok(Address::Tcp { host, port }) => tokio::net::lookup_host((host, port))
+            .await
+            .map(Iterator::collect)
+            .unwrap_or_default(),
+        _ => Vec::new(),
+    }
 }
 
 /// Makes this process record metrics.

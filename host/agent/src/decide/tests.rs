@@ -91,7 +91,10 @@ async fn a_lock_refuses_and_ends_what_runs() {
         let (d, tx) = decider(heard_now(), LockMode::BestEffort);
         let waiting = tokio::spawn({
             let d = d.clone();
-            async move { d.until_locked("alice").await }
+            async move {
+                d.until_refused(&alice(), &web(), &[("logins", "ubuntu")])
+                    .await
+            }
         });
         let mut locked = heard_now();
         locked.locks.insert(
@@ -107,4 +110,21 @@ async fn a_lock_refuses_and_ends_what_runs() {
         assert_eq!(why, format!("{target} is locked: stolen laptop"));
         assert_eq!(d.check(&alice(), &web(), &[("logins", "ubuntu")]), Err(why));
     }
+}
+
+#[tokio::test]
+async fn a_role_that_is_taken_away_ends_what_runs_under_it() {
+    let (d, tx) = decider(heard_now(), LockMode::BestEffort);
+    let waiting = tokio::spawn({
+        let d = d.clone();
+        async move {
+            d.until_refused(&alice(), &web(), &[("logins", "ubuntu")])
+                .await
+        }
+    });
+    let mut without = heard_now();
+    without.roles.clear();
+    tx.send_replace(Arc::new(without));
+    let why = waiting.await.unwrap();
+    assert!(why.contains("alice"), "{why}");
 }

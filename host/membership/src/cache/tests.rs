@@ -102,3 +102,11 @@ async fn what_is_published_is_there_after_a_restart() {
     assert_eq!(again.borrow().revision, 7);
     assert_eq!(again.borrow().roles(&["dev".into()]).len(), 1);
 }
+
+#[test]
+fn a_lock_that_cannot_be_read_locks() {
+    let mut s = Snapshot::default();
+    let newer = r#"{"target":"user:alice","reason":{"code":7}}"#;
+    s.apply(event(1, Change::LockJson(newer.into())));
+    assert!(s.locked(&["user:alice".into()]).is_some());
+}
