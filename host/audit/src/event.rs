@@ -2,9 +2,29 @@
 
 use serde_json::Value;
 
-/// Longest text in an event, in bytes. Command lines can be megabytes; what is beyond this is cut
-/// off and its length noted.
+/// Longest text in an event, in bytes of its JSON: a control character takes six there. Command lines can be
+/// megabytes; what is beyond this is cut off and its length noted.
 const MAX_TEXT: usize = 16 * 1024;
+/// Longest event, in bytes of its JSON. Spool and Auth hold to the same, so that what an agent could write down
+/// Auth can store.
+pub const MAX_EVENT: usize = 64 * 1024;
+/// What is left of a field that makes its event too long.
+const STUMP: usize = 1024;
+/// What tells of whom and where an event is: kept where nothing else can be.
+const KEPT: [&str; 10] = [
+    "cluster",
+    "host_id",
+    "service",
+    "session_id",
+    "kind",
+    "resource",
+    "user",
+    "login",
+    "source",
+    "truncated",
+];
+/// Fields that every event has of itself.
+const OWN: [&str; 4] = ["uid", "event", "version", "time"];
 
 /// One audit event. JSON: `{"uid","event","version","time","cluster", …}`: the fields beside the others.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -34,21 +54,58 @@ impl Event {
         }
     }
 
-    /// Sets a field (builder style). Null values are left out; long texts are cut.
+    /// Sets a field (builder style). Null values are left out; long texts are cut. A field of the event's own is
+    /// not replaced: what wants its name is called `_<name>`.
     pub fn with(mut self, key: &str, value: impl serde::Serialize) -> Self {
-        debug_assert!(
-            !["uid", "event", "version", "time"].contains(&key),
-            "{key} is no field of the event's own"
-        );
         match serde_json::to_value(value) {
             Ok(Value::Null) => {}
             Ok(mut value) => {
                 shorten(&mut value);
-                self.fields.insert(key.to_owned(), value);
+                let key = if OWN.contains(&key) {
+                    format!("_{key}")
+                } else {
+                    key.to_owned()
+                };
+                self.fields.insert(key, value);
             }
             // An event with a hole is worth more than none.
             Err(e) => {
                 tracing::error!(event = self.event, key, "audit field can't be written: {e}");
+            }
+        }
+        self
+    }
+
+    /// The event, cut where its JSON is longer than [`MAX_EVENT`]: the longest fields first, and where that is not
+    /// enough all but those that tell of whom and where it is. `truncated` then says how long it was.
+    pub fn fitted(mut self) -> Self {
+        let whole = length(&self);
+        if whole <= MAX_EVENT {
+            return self;
+        }
+        self.fields.insert("truncated".into(), whole.into());
+        for own in [&mut self.uid, &mut self.event, &mut self.time] {
+            cut(own, STUMP);
+        }
+        let mut long: Vec<(usize, String)> = self
+            .fields
+            .iter()
+            .map(|(key, value)| (length(value), key.clone()))
+            .filter(|(length, _)| *length > STUMP)
+            .collect();
+        long.sort_unstable();
+        while length(&self) > MAX_EVENT {
+            let Some((_, key)) = long.pop() else {
+                self.fields.retain(|key, _| KEPT.contains(&key.as_str()));
+                break;
+            };
+            if let Some(value) = self.fields.get_mut(&key) {
+                let mut text = match value.take() {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                cut(&mut text, STUMP);
+                *value = Value::String(text);
             }
         }
         self
@@ -62,15 +119,52 @@ impl Event {
 
 fn shorten(value: &mut Value) {
     match value {
-        Value::String(text) if text.len() > MAX_TEXT => {
-            let whole = text.len();
-            text.truncate(text.floor_char_boundary(MAX_TEXT));
-            text.push_str(&format!("… ({whole} bytes)"));
-        }
+        Value::String(text) => cut(text, MAX_TEXT),
         Value::Array(items) => items.iter_mut().for_each(shorten),
         Value::Object(map) => map.values_mut().for_each(shorten),
         _ => {}
     }
+}
+
+/// Cuts a text whose JSON is longer than `max`, and says how long it was.
+fn cut(text: &mut String, max: usize) {
+    let mut encoded = 0;
+    let end = text.char_indices().find_map(|(at, c)| {
+        encoded += encoded_length(c);
+        (encoded > max).then_some(at)
+    });
+    if let Some(end) = end {
+        let whole = text.len();
+        text.truncate(end);
+        text.push_str(&format!("… ({whole} bytes)"));
+    }
+}
+
+/// Bytes of a character in JSON, as serde_json writes it.
+fn encoded_length(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        c => c.len_utf8(),
+    }
+}
+
+/// Bytes of the JSON.
+fn length(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // What can't be written at all is an error where it is written.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }
 
 /// The names of events. They never change; a new meaning gets a new name.
@@ -99,6 +193,8 @@ pub mod names {
     pub const PLUGIN_TRAP: &str = "plugin.trap";
     /// A caller of Auth was refused: wrong kind of certificate, locked, not allowed.
     pub const AUTH_REFUSED: &str = "auth.refused";
+    /// Stands for an event that a service sent and that is not one it may send, or is none (`reason`).
+    pub const EVENT_REFUSED: &str = "audit.refused";
 }
 
 #[cfg(test)]
@@ -139,5 +235,73 @@ mod tests {
             "{}",
             text.len()
         );
+    }
+
+    #[test]
+    fn length_is_that_of_the_json() {
+        // Sixteen thousand control characters are six times as long in JSON.
+        for text in [
+            "\u{1}",
+            "\n",
+            "\"",
+            "\\",
+            "\u{7f}",
+            "ä",
+            "😀",
+            "a\u{8}\u{c}\u{0}",
+        ] {
+            let text = text.repeat(16_200);
+            let event = Event::new(names::EXEC).with("command", &text);
+            let json = serde_json::to_string(&event).unwrap();
+            assert!(
+                json.len() < MAX_TEXT + 300,
+                "{}: {}",
+                &text[..1],
+                json.len()
+            );
+            let kept = event.text("command").unwrap();
+            let all: usize = kept.chars().map(encoded_length).sum();
+            assert_eq!(all + 2, serde_json::to_string(kept).unwrap().len());
+            assert!(kept.starts_with(&text[..8]), "its beginning is kept");
+        }
+    }
+
+    #[test]
+    fn no_event_is_longer_than_what_is_stored() {
+        let about = |event: Event| event.with("session_id", "s-1").with("user", "alice");
+        let list = about(Event::new("exec")).with("list", vec!["\u{1}".repeat(9_000); 50]);
+        let mut many = about(Event::new("exec"));
+        for n in 0..10_000 {
+            many = many.with(&format!("field-{n}"), n);
+        }
+        let mut odd = about(Event::new(&"n".repeat(300_000)));
+        odd.uid = "\u{1}".repeat(300_000);
+        odd = odd.with(&"k".repeat(300_000), 1);
+        for event in [list, many, odd] {
+            let whole = serde_json::to_string(&event).unwrap().len();
+            let fitted = event.clone().fitted();
+            let json = serde_json::to_string(&fitted).unwrap();
+            assert!(
+                whole > MAX_EVENT && json.len() <= MAX_EVENT,
+                "{}",
+                json.len()
+            );
+            assert_eq!(fitted.fields["truncated"], whole);
+            assert_eq!(
+                (fitted.text("session_id"), fitted.text("user")),
+                (Some("s-1"), Some("alice"))
+            );
+            assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), fitted);
+        }
+        let small = about(Event::new("exec"));
+        assert_eq!(small.clone().fitted(), small, "most are as they were");
+    }
+
+    #[test]
+    fn the_fields_of_its_own_are_not_replaced() {
+        let event = Event::new("plugin.x").with("uid", "forged").with("time", 1);
+        let json = serde_json::to_string(&event).unwrap();
+        let read: Event = serde_json::from_str(&json).unwrap();
+        assert_eq!((&read, read.text("_uid")), (&event, Some("forged")));
     }
 }

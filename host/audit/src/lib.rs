@@ -9,5 +9,5 @@
 pub mod event;
 pub mod spool;
 
-pub use event::{Event, names};
-pub use spool::{Emitter, Spool, SpoolError, SpoolState};
+pub use event::{Event, MAX_EVENT, names};
+pub use spool::{BATCH, BATCH_BYTES, Emitter, Spool, SpoolError, SpoolState};

@@ -25,8 +25,15 @@ use writer::Writer;
 
 /// Events that may wait for the writer; `emit` waits for room beyond this.
 const QUEUE: usize = 1024;
-/// Longest line, in bytes. Texts are cut long before; this is for fields without end.
+/// Longest line that is read, in bytes: four times [`MAX_EVENT`], because spools of earlier versions have such.
+///
+/// [`MAX_EVENT`]: crate::event::MAX_EVENT
 const MAX_LINE: usize = 256 * 1024;
+/// Events in one batch.
+pub const BATCH: usize = 256;
+/// Bytes of the events in one batch, as JSON. Half of the longest message that Auth takes (1 MiB), which has room
+/// for the framing of each event besides: a batch that is refused for its size would be sent again for ever.
+pub const BATCH_BYTES: usize = 512 * 1024;
 /// Waits between attempts to deliver.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(8));
 
@@ -140,7 +147,7 @@ impl Emitter {
     /// The disk or the spool is full, or can't be written. The next event is tried again.
     pub async fn emit(&self, event: Event) -> Result<(), SpoolError> {
         match &self.inner {
-            Inner::Spool { .. } => self.write(self.line(&event)?).await,
+            Inner::Spool { .. } => self.write(self.line(event)?).await,
             Inner::Memory(sender) => sender.send(event).await.map_err(|_| self.stopped()),
         }
     }
@@ -150,7 +157,7 @@ impl Emitter {
     pub fn emit_later(&self, event: Event) {
         let name = event.event.clone();
         let sent = match &self.inner {
-            Inner::Spool { to_writer, .. } => self.line(&event).map(|bytes| {
+            Inner::Spool { to_writer, .. } => self.line(event).map(|bytes| {
                 to_writer
                     .try_send(Message::Write(Line { bytes, ack: None }))
                     .is_ok()
@@ -214,11 +221,9 @@ impl Emitter {
         answer.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
-    fn line(&self, event: &Event) -> Result<Vec<u8>, SpoolError> {
-        let mut bytes = serde_json::to_vec(event).map_err(|e| self.error(e.to_string()))?;
-        if bytes.len() >= MAX_LINE {
-            return Err(self.error(format!("an event of {} bytes is too large", bytes.len())));
-        }
+    fn line(&self, event: Event) -> Result<Vec<u8>, SpoolError> {
+        let event = event.fitted();
+        let mut bytes = serde_json::to_vec(&event).map_err(|e| self.error(e.to_string()))?;
         bytes.push(b'\n');
         Ok(bytes)
     }

@@ -1,6 +1,6 @@
 //! Reading what is durable, in batches, and remembering what was delivered.
 
-use super::{MAX_LINE, Position, SpoolError, segment};
+use super::{BATCH, BATCH_BYTES, MAX_LINE, Position, SpoolError, segment};
 use crate::event::Event;
 use std::{
     fs::File,
@@ -8,11 +8,6 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
-
-/// Events in one batch.
-const BATCH: usize = 256;
-/// Bytes in one batch: with its framing it stays below gRPC's 4 MiB.
-const BATCH_BYTES: usize = 1 << 20;
 
 pub(super) struct Reader {
     dir: PathBuf,

@@ -337,12 +337,50 @@ async fn a_disk_that_fills_up() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_refused() {
+async fn what_is_too_large_is_cut_and_kept() {
     let dir = private_dir();
-    let (_spool, emitter) = open(dir.path()).await;
+    let (spool, emitter) = open(dir.path()).await;
     let event = Event::new("test").with("list", vec!["x".repeat(10_000); 50]);
-    let message = emitter.emit(event).await.unwrap_err().to_string();
-    assert!(message.contains("too large"), "{message}");
+    emitter.emit(event.clone()).await.unwrap();
+    emitter.emit_later(event.clone());
+    let got = drain(spool, &emitter).await;
+    assert_eq!(got, [event.clone().fitted(), event.fitted()]);
+}
+
+/// A batch as the message that carries it: what Auth refuses would be sent again for ever.
+#[tokio::test]
+async fn batches_stay_below_the_limit_of_a_message() {
+    const MESSAGE: usize = 1 << 20;
+    for line in [300, 2_048, 4_096, 16_384, 65_000] {
+        let dir = private_dir();
+        let (spool, emitter) = open(dir.path()).await;
+        let empty = serde_json::to_string(&Event::new("test").with("a", [""; 8])).unwrap();
+        let text = "x".repeat((line - empty.len() - 1) / 8);
+        let written = (3 << 20) / line;
+        let events = (0..written).map(|_| emitter.emit(Event::new("test").with("a", [&text; 8])));
+        assert!(
+            futures::future::join_all(events)
+                .await
+                .iter()
+                .all(Result::is_ok)
+        );
+        let got = Arc::new(AtomicUsize::new(0));
+        let count = got.clone();
+        let delivery = spool.deliver(move |batch| {
+            let framed = batch
+                .iter()
+                .map(|e| serde_json::to_vec(e).unwrap().len() + 6);
+            let framed: usize = framed.sum();
+            count.fetch_add(batch.len(), Ordering::SeqCst);
+            assert!(framed <= MESSAGE / 2 + 6 * BATCH, "{line}: {framed}");
+            std::future::ready(Ok(()))
+        });
+        tokio::select! {
+            () = delivery => panic!("delivery ended by itself"),
+            () = emitter.drained() => {}
+        }
+        assert_eq!(got.load(Ordering::SeqCst), written);
+    }
 }
 
 #[tokio::test]
