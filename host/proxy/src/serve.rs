@@ -74,15 +74,14 @@ async fn routed(
     let hello = match begun {
         Begun::Ssh(prefix) => {
             drop(permit);
-            shared
-                .tunnel
-                .serve_until(Prefixed::new(prefix, tcp), peer, deadline)
-                .await;
+            let io = Prefixed::new(prefix, tcp);
+            Box::pin(shared.tunnel.serve_until(io, peer, deadline)).await;
             return ("ssh", "ok");
         }
         Begun::Tls(hello) => hello,
     };
     let route = route(&hello, &shared.cluster, &shared.public_host);
+    // Boxed, because there are thousands of idle connections, and each would be as large as the largest kind.
     let name = route.name();
     let outcome = match route {
         Route::Unknown(sni) => {
@@ -92,14 +91,17 @@ async fn routed(
         }
         Route::Auth => {
             drop(permit);
-            direct::to_auth(shared, tcp, hello).await
+            Box::pin(direct::to_auth(shared, tcp, hello)).await
         }
         Route::Direct(id) => {
             drop(permit);
-            direct::to_agent(shared, tcp, peer, id, hello).await
+            Box::pin(direct::to_agent(shared, tcp, peer, id, hello)).await
         }
         Route::Tunnel | Route::Session | Route::Web => {
-            terminated(shared, tcp, peer, route, hello, permit, deadline).await
+            Box::pin(terminated(
+                shared, tcp, peer, route, hello, permit, deadline,
+            ))
+            .await
         }
     };
     (name, outcome)
@@ -134,11 +136,11 @@ async fn terminated(
     match route {
         Route::Tunnel => {
             drop(permit);
-            shared.tunnel.serve_until(io, peer, deadline).await;
+            Box::pin(shared.tunnel.serve_until(io, peer, deadline)).await;
             "ok"
         }
-        Route::Session => session::serve(shared, io, peer, permit, deadline).await,
-        _ => serve_web(shared, io, deadline).await,
+        Route::Session => Box::pin(session::serve(shared, io, peer, permit, deadline)).await,
+        _ => Box::pin(serve_web(shared, io, deadline)).await,
     }
 }
 
