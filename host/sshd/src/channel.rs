@@ -9,7 +9,7 @@ use crate::flow::Flow;
 use crate::launch::{Process, Stdio3, launch};
 use crate::login;
 use crate::pump::{Inbox, Inward, outward};
-use crate::shared::{News, Shared};
+use crate::shared::Shared;
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 use postern_audit::Event;
@@ -39,13 +39,12 @@ pub async fn session(
     shared: Arc<Shared>,
     handle: Handle,
 ) {
-    shared.tell(News::ChannelOpened).await;
     let exit = tokio::select! {
         exit = run(channel, start, &flow, &shared, handle) => exit,
         () = shared.gone.cancelled() => Some("disconnected".to_owned()),
     };
     flow.close();
-    shared.tell(News::ChannelEnded(exit)).await;
+    shared.channel_ended(exit).await;
 }
 
 async fn run(

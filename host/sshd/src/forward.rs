@@ -3,7 +3,7 @@
 use crate::SshdOptions;
 use crate::flow::Flow;
 use crate::pump::{Inbox, Inward, Sink, Source, outward};
-use crate::shared::{News, Shared};
+use crate::shared::Shared;
 use nix::ifaddrs::getifaddrs;
 use postern_audit::names;
 use russh::server::{ChannelOpenHandle, Msg};
@@ -63,13 +63,12 @@ pub async fn forward(
     flow: Arc<Flow>,
     shared: Arc<Shared>,
 ) {
-    shared.tell(News::ChannelOpened).await;
     tokio::select! {
         () = run(channel, reply, &host, port, &flow, &shared) => {}
         () = shared.gone.cancelled() => {}
     }
     flow.close();
-    shared.tell(News::ChannelEnded(None)).await;
+    shared.channel_ended(None).await;
 }
 
 async fn run(

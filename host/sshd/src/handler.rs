@@ -10,13 +10,14 @@ use crate::flow::{Flow, TRICKLE, WINDOW};
 use crate::forward::{self, Refusal, forward};
 use crate::login::accepts_env;
 use crate::shared::{News, Shared};
-use crate::{Admitted, Gate, Guard, GuardSource};
+use crate::{Admitted, Gate, Guard, GuardError, GuardSource};
 use postern_audit::{Event, names};
 use postern_plugin::{SshEvent, SshSessionInfo, Verdict};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Error, Pty};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use tokio::sync::oneshot;
 
 /// Channels that may be open at once on a connection.
@@ -73,17 +74,34 @@ impl<S: GuardSource> Connection<S> {
         }
     }
 
-    /// The plugin's verdict; a plugin that fails is a plugin that refuses.
-    async fn ask(&mut self, channel: ChannelId, event: SshEvent) -> Verdict {
+    /// The plugin's verdict. `None`: it failed, and the connection is ending (D6: with its plugin, nothing else does).
+    async fn ask(
+        &mut self,
+        channel: ChannelId,
+        event: SshEvent,
+        session: &mut Session,
+    ) -> Result<Option<Verdict>, Error> {
         let Some(guard) = &mut self.guard else {
-            return Verdict::Deny("the session is not open".into());
+            return Ok(None);
         };
         match guard.decide(channel.into(), event).await {
-            Ok(verdict) => verdict,
-            Err(why) => {
-                tracing::warn!(session = self.shared.ctx.session_id, "{why}");
-                Verdict::Deny(why)
+            Ok(verdict) => Ok(Some(verdict)),
+            Err(e) => {
+                self.guard = None;
+                self.failed(&e);
+                let why = format!("this service's plugin failed: {e}");
+                session.disconnect(Disconnect::ByApplication, &why, "en")?;
+                Ok(None)
             }
+        }
+    }
+
+    fn failed(&self, e: &GuardError) {
+        tracing::warn!(session = self.shared.ctx.session_id, "session ended: {e}");
+        if let Some(trap) = e.trap {
+            let event = self.shared.trail.event(names::PLUGIN_TRAP);
+            let event = event.with("plugin", &e.plugin).with("trap", trap);
+            self.shared.trail.later(event.with("message", &e.message));
         }
     }
 
@@ -105,6 +123,7 @@ impl<S: GuardSource> Connection<S> {
         })
     }
 
+    /// Counts the channel; its task takes it off again.
     fn slot(&mut self, id: ChannelId, start: Option<oneshot::Sender<Box<Start>>>) -> Arc<Flow> {
         let flow = Arc::new(Flow::new(self.shared.totals.clone()));
         let slot = Slot {
@@ -114,6 +133,7 @@ impl<S: GuardSource> Connection<S> {
             pty: None,
         };
         self.slots.insert(id, slot);
+        self.shared.channels.fetch_add(1, SeqCst);
         flow
     }
 
@@ -145,10 +165,11 @@ impl<S: GuardSource> Connection<S> {
             // A forwarding, or something runs already.
             return session.channel_failure(id);
         }
-        let why = match self.ask(id, question).await {
-            Verdict::Allow => None,
-            Verdict::Deny(why) => Some(why),
-            Verdict::Ignore => Some("not served here".to_owned()),
+        let why = match self.ask(id, question, session).await? {
+            Some(Verdict::Allow) => None,
+            Some(Verdict::Deny(why)) => Some(why),
+            Some(Verdict::Ignore) => Some("not served here".to_owned()),
+            None => return Ok(()),
         };
         if let Some(why) = why {
             self.shared
@@ -215,22 +236,23 @@ impl<S: GuardSource> Handler for Connection<S> {
         let who = match (&self.refused, &self.admitted) {
             (None, Some(who)) => who.clone(),
             (why, _) => {
-                let why = why.as_deref().unwrap_or("access denied");
-                return session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, why, "en");
+                let why = match why {
+                    Some(why) => format!("Permission denied: {why}"),
+                    None => "Permission denied".to_owned(),
+                };
+                return session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, &why, "en");
             }
         };
         self.shared.trail.admitted(who.clone());
         let info = self.info(&who);
         let guard = match self.plugin.open(&info).await {
             Ok(guard) => guard,
-            Err(why) => {
-                tracing::warn!(
-                    session = self.shared.ctx.session_id,
-                    "session refused: {why}"
-                );
+            Err(e) => {
+                self.failed(&e);
                 let event = self.shared.trail.event(names::SESSION_REJECTED);
-                self.shared.trail.later(event.with("reason", &why));
+                self.shared.trail.later(event.with("reason", &e.message));
                 self.shared.tell(News::Refused).await;
+                let why = format!("Permission denied: {e}");
                 return session.disconnect(Disconnect::ByApplication, &why, "en");
             }
         };
@@ -278,7 +300,7 @@ impl<S: GuardSource> Handler for Connection<S> {
         _originator: &str,
         _originator_port: u32,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Error> {
         if let Some(closed) = self.closed() {
             reply.reject(closed).await;
@@ -296,10 +318,11 @@ impl<S: GuardSource> Handler for Connection<S> {
         } else if !self.admitted.as_ref().is_some_and(|a| a.may_forward) {
             Some("your roles do not allow port forwarding here".into())
         } else {
-            match self.ask(channel.id(), event).await {
-                Verdict::Allow => None,
-                Verdict::Deny(why) => Some(why),
-                Verdict::Ignore => Some("not served here".into()),
+            match self.ask(channel.id(), event, session).await? {
+                Some(Verdict::Allow) => None,
+                Some(Verdict::Deny(why)) => Some(why),
+                Some(Verdict::Ignore) => Some("not served here".into()),
+                None => return Ok(()),
             }
         };
         if let Some(why) = why {
@@ -334,8 +357,8 @@ impl<S: GuardSource> Handler for Connection<S> {
             cols,
             rows,
         };
-        match self.ask(id, event).await {
-            Verdict::Allow => {
+        match self.ask(id, event, session).await? {
+            Some(Verdict::Allow) => {
                 if let Some(slot) = self.slots.get_mut(&id) {
                     let mut pty = size(cols, rows, xpixel, ypixel);
                     pty.modes = modes
@@ -346,8 +369,9 @@ impl<S: GuardSource> Handler for Connection<S> {
                 }
                 session.channel_success(id)
             }
-            Verdict::Ignore => session.channel_failure(id),
-            Verdict::Deny(why) => {
+            Some(Verdict::Ignore) => session.channel_failure(id),
+            None => Ok(()),
+            Some(Verdict::Deny(why)) => {
                 session.extended_data(id, 1, format!("postern: {why}\r\n"))?;
                 session.channel_failure(id)
             }
@@ -373,7 +397,7 @@ impl<S: GuardSource> Handler for Connection<S> {
             value: value.to_owned(),
         };
         // Refused variables are passed over silently, as OpenSSH does.
-        if !accepted || self.ask(id, event).await != Verdict::Allow {
+        if !accepted || self.ask(id, event, session).await? != Some(Verdict::Allow) {
             return session.channel_failure(id);
         }
         if let Some(slot) = self.slots.get_mut(&id) {

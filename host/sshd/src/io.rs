@@ -1,22 +1,31 @@
 //! A stream that can be cut: russh runs a connection in a task of its own, which ends when its stream fails.
+//!
+//! It fails too when the other side takes nothing for too long: russh sends its keepalives in the same loop that would be waiting.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Passes everything through until the token is cancelled, and fails from then on.
+/// Passes everything through until the token is cancelled or a write waits longer than `patience`, and fails from then on.
 pub struct Cuttable<IO> {
     io: IO,
+    patience: Duration,
+    /// Runs while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     is_cut: bool,
 }
 
 impl<IO> Cuttable<IO> {
-    pub fn new(io: IO, cut: CancellationToken) -> Self {
+    pub fn new(io: IO, patience: Duration, cut: CancellationToken) -> Self {
         Cuttable {
             io,
+            patience,
+            stalled: None,
             cut: Box::pin(cut.cancelled_owned()),
             is_cut: false,
         }
@@ -30,6 +39,25 @@ impl<IO> Cuttable<IO> {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
+    }
+
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stalled = None;
+            return outcome;
+        }
+        let patience = self.patience;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        match stalled.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -51,7 +79,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Cuttable<IO> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.written(cx, outcome)
     }
 
     fn poll_write_vectored(
@@ -60,7 +89,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Cuttable<IO> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.written(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -69,7 +99,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Cuttable<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let outcome = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(cx, outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

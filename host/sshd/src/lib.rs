@@ -32,4 +32,4 @@ mod child;
 pub use child::session_child_main;
 
 mod guard;
-pub use guard::{Guard, GuardSource};
+pub use guard::{Guard, GuardError, GuardSource};

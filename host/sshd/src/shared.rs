@@ -4,6 +4,7 @@ use crate::audit::Trail;
 use crate::flow::Totals;
 use crate::{SessionContext, SshdOptions};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +19,8 @@ pub struct Shared {
     /// No new channels.
     pub drain: CancellationToken,
     pub tasks: TaskTracker,
+    /// Channels that are open.
+    pub channels: AtomicUsize,
     pub news: mpsc::Sender<News>,
     /// Whether `session.start` is on disk: nothing happens before.
     pub recorded: watch::Sender<Option<Result<(), String>>>,
@@ -26,14 +29,11 @@ pub struct Shared {
 /// What the connection tells its `serve`.
 pub enum News {
     /// Somebody tried something that we don't take, as this login.
-    Tried {
-        login: String,
-    },
+    Tried { login: String },
     /// The gate (or the plugin) said no, and has audited it.
     Refused,
     /// The session is open; `session.start` is on its way.
     Admitted,
-    ChannelOpened,
     /// With what its process ended with, if it had one.
     ChannelEnded(Option<String>),
 }
@@ -45,6 +45,12 @@ impl Shared {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
             Err(_) => Err("the session is over".into()),
         }
+    }
+
+    /// Ends what [`Shared::channels`] was raised for.
+    pub async fn channel_ended(&self, exit: Option<String>) {
+        self.channels.fetch_sub(1, SeqCst);
+        self.tell(News::ChannelEnded(exit)).await;
     }
 
     pub async fn tell(&self, news: News) {

@@ -82,11 +82,23 @@ fn ssh(lab: &Lab, port: Option<u16>) -> Command {
     c
 }
 
-async fn timed(mut c: Command) -> f64 {
-    let begun = Instant::now();
+/// Wall and the server's CPU seconds. (OpenSSH's include the `cat`.)
+async fn timed(mut c: Command, sshd: Option<u32>) -> (f64, f64) {
+    let (begun, before) = (Instant::now(), cpu(sshd));
     let done = tokio::task::spawn_blocking(move || c.status().unwrap().success());
     assert!(done.await.unwrap());
-    begun.elapsed().as_secs_f64()
+    let wall = begun.elapsed().as_secs_f64();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    (wall, cpu(sshd) - before)
+}
+
+/// Of this process, or of the ended children of another.
+fn cpu(children_of: Option<u32>) -> f64 {
+    let (pid, first) = children_of.map_or(("self".into(), 11), |p| (p.to_string(), 13));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after = stat.rsplit_once(')').unwrap().1;
+    let ticks = after.split_whitespace().skip(first).take(2);
+    ticks.map(|t| t.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +109,7 @@ async fn against_openssh() {
     let big = lab.path("zero");
     let file = std::fs::File::create(&big).unwrap();
     file.set_len((MB as u64) << 20).unwrap();
-    let mut rows: Vec<(&str, Vec<f64>, Vec<f64>)> = Vec::new();
+    let mut rows = Vec::new();
     for name in ["down", "up", "true"] {
         let (mut ours, mut theirs) = (vec![], vec![]);
         for _ in 0..5 {
@@ -111,19 +123,24 @@ async fn against_openssh() {
                         .stdin(std::fs::File::open(&big).unwrap()),
                     _ => c.arg("true"),
                 };
-                into.push(timed(c).await);
+                into.push(timed(c, port.map(|_| openssh.child.id())).await);
             }
         }
         rows.push((name, ours, theirs));
     }
-    for (name, mut ours, mut theirs) in rows {
-        ours.sort_by(f64::total_cmp);
-        theirs.sort_by(f64::total_cmp);
+    let median = |mut v: Vec<f64>| {
+        v.sort_by(f64::total_cmp);
+        v[v.len() / 2]
+    };
+    for (name, ours, theirs) in rows {
+        let (ours, our_cpu): (Vec<_>, Vec<_>) = ours.into_iter().unzip();
+        let (theirs, their_cpu): (Vec<_>, Vec<_>) = theirs.into_iter().unzip();
+        let (ours, theirs) = (median(ours), median(theirs));
         println!(
-            "{name}: postern {:.3} s, OpenSSH {:.3} s, {:.2} x",
-            ours[2],
-            theirs[2],
-            theirs[2] / ours[2]
+            "{name}: postern {ours:.3} s, OpenSSH {theirs:.3} s, {:.2} x; CPU {:.2} s and {:.2} s",
+            theirs / ours,
+            median(our_cpu),
+            median(their_cpu),
         );
     }
 }

@@ -193,6 +193,81 @@ async fn a_process_that_does_not_read_stops_its_client_only() {
     assert_eq!(lab.summary().await.unwrap().bytes_in, total as u64);
 }
 
+/// A client that asks for much and reads nothing pins little, and nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_pins_little() {
+    let lab = Lab::new().await;
+    lab.sh("true").await;
+    let before = resident_kb();
+    let mut ssh = lab.ssh();
+    ssh.arg("cat /dev/zero").stdout(std::process::Stdio::null());
+    let mut ssh = ssh.spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let pid = nix::unistd::Pid::from_raw(ssh.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let begun = Instant::now();
+    assert_eq!(
+        lab.sh("head -c 20000000 /dev/zero | wc -c").await,
+        "20000000\n"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let grown = resident_kb().saturating_sub(before);
+    ssh.kill().unwrap();
+    ssh.wait().unwrap();
+    assert!(grown < 6_000, "{grown} KB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_gone_without_a_word_are_found() {
+    let mut lab = Lab::with(|o| {
+        o.keepalive = Duration::from_millis(200);
+        o.keepalive_max = 2;
+    })
+    .await;
+    for command in ["echo up; sleep 100", "cat /dev/zero"] {
+        let mut ssh = lab.ssh();
+        ssh.arg(command).stdout(std::process::Stdio::piped());
+        let mut ssh = ssh.spawn().unwrap();
+        // It runs: its first byte is here.
+        use std::io::Read;
+        ssh.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = nix::unistd::Pid::from_raw(ssh.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let summary = lab.summary().await.unwrap();
+        assert!(
+            summary.reason.starts_with("the client stopped"),
+            "{}",
+            summary.reason
+        );
+        ssh.kill().unwrap();
+        ssh.wait().unwrap();
+    }
+}
+
+/// What the agent does when a user is locked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_connection_ends_at_once_and_is_recorded() {
+    let mut lab = Lab::new().await;
+    let marker = format!("87{}", std::process::id());
+    let mut ssh = lab.ssh();
+    ssh.arg(format!("sleep {marker}; true"));
+    let running = tokio::spawn(run(ssh));
+    until("it runs", || {
+        processes(&format!("sleep {marker}")).len() >= 3
+    })
+    .await;
+    lab.stop();
+    let out = running.await.unwrap();
+    assert_eq!(out.status.code(), Some(255));
+    until("its processes are gone", || {
+        processes(&format!("sleep {marker}")).is_empty()
+    })
+    .await;
+    let end = lab.event("session.end").await;
+    assert_eq!(end.text("reason"), Some("ended by the agent"));
+}
+
 fn resident_kb() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();

@@ -257,13 +257,18 @@ async fn what_the_plugin_denies_does_not_happen_and_says_so() {
         "{}",
         text(&out)
     );
+    let trap = lab.event("plugin.trap").await;
+    assert_eq!(
+        (trap.text("plugin"), trap.text("trap")),
+        (Some("ssh"), Some("unreachable"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn signals_of_the_client_reach_the_process() {
     // OpenSSH sends them only through ControlMaster's API, so this is a russh client.
     let lab = Lab::new().await;
-    let mut client = lab.client().await;
+    let client = lab.client().await;
     let mut channel = client.channel_open_session().await.unwrap();
     channel
         .exec(
@@ -287,4 +292,46 @@ async fn signals_of_the_client_reach_the_process() {
     }
     assert_eq!(seen, "ready\ngot-it\n");
     assert_eq!(status, Some(9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_plugin_decides() {
+    use postern_plugin::{Limits, PluginSource, testing};
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = testing::runtime(dir.path());
+    let load = async |name: &str| {
+        let source = PluginSource::file(name, testing::guest(name));
+        runtime.load(&source, Limits::default()).await.unwrap()
+    };
+    let settings = r#"{"exec": {"deny": ["rm *"]}, "env": ["LC_*"], "forward": {"allow": []}}"#;
+    let lab = Lab::guarded((load("ssh").await, settings.to_owned()), true, |_| {}).await;
+    assert_eq!(lab.sh("echo fine").await, "fine\n");
+    let mut ssh = lab.ssh();
+    ssh.arg("rm -rf /nonexistent");
+    let out = run(ssh).await;
+    assert_eq!(out.status.code(), Some(255), "{}", text(&out));
+    assert!(stderr(&out).contains("postern: "), "{}", text(&out));
+    let mut ssh = lab.program("ssh");
+    ssh.args(["-W", "127.0.0.1:1", &format!("{}@127.0.0.1", login())]);
+    let out = run(ssh).await;
+    assert!(
+        stderr(&out).contains("administratively prohibited"),
+        "{}",
+        text(&out)
+    );
+
+    let mut lab = Lab::guarded((load("misbehave_ssh").await, "{}".into()), true, |_| {}).await;
+    for (command, word) in [
+        ("trap", "unreachable"),
+        ("loop", "cpu"),
+        ("memory", "memory"),
+    ] {
+        let mut ssh = lab.ssh();
+        ssh.arg(command);
+        let out = run(ssh).await;
+        assert_eq!(out.status.code(), Some(255), "{command}: {}", text(&out));
+        assert!(stderr(&out).contains("misbehave_ssh"), "{}", text(&out));
+        assert_eq!(lab.event("plugin.trap").await.text("trap"), Some(word));
+    }
+    assert_eq!(lab.sh("echo fine").await, "fine\n");
 }

@@ -6,7 +6,8 @@ use postern_audit::{Emitter, Event};
 use postern_identity::{Ca, CaKind, ServiceKeys, UserIdentity, Validity, verify_user_cert};
 use postern_plugin::{SshEvent, SshSessionInfo, Verdict};
 use postern_sshd::{
-    Admitted, Gate, Guard, GuardSource, HostIdentity, SessionContext, SessionSummary, SshdOptions,
+    Admitted, Gate, Guard, GuardError, GuardSource, HostIdentity, SessionContext, SessionSummary,
+    SshdOptions,
 };
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -25,13 +26,13 @@ pub const LOGIN: &str = "postern-test";
 #[derive(Clone, Copy)]
 pub struct Rules;
 impl Guard for Rules {
-    async fn decide(&mut self, _channel: u32, event: SshEvent) -> Result<Verdict, String> {
+    async fn decide(&mut self, _channel: u32, event: SshEvent) -> Result<Verdict, GuardError> {
         Ok(match event {
             SshEvent::Exec { command } if command.contains("forbidden") => {
                 Verdict::Deny("this command is not for you".into())
             }
             SshEvent::Exec { command } if command == "crash-the-plugin" => {
-                return Err("plugin \"ssh\" 0.1.0: trapped (unreachable)".into());
+                return Err(failure("plugin \"ssh\" 0.1.0: trapped (unreachable)"));
             }
             SshEvent::Env { name, .. } if name == "LC_IGNORED" => Verdict::Ignore,
             SshEvent::Forward { port: 9, .. } => Verdict::Deny("no discarding".into()),
@@ -41,11 +42,19 @@ impl Guard for Rules {
 }
 impl GuardSource for Rules {
     type Guard = Rules;
-    async fn open(&self, session: &SshSessionInfo) -> Result<Rules, String> {
+    async fn open(&self, session: &SshSessionInfo) -> Result<Rules, GuardError> {
         match session.user.as_str() {
-            "mallory" => Err("mallory may not".into()),
+            "mallory" => Err(failure("mallory may not")),
             _ => Ok(Rules),
         }
+    }
+}
+
+fn failure(message: &str) -> GuardError {
+    GuardError {
+        message: message.into(),
+        plugin: Some("ssh".into()),
+        trap: Some("unreachable"),
     }
 }
 
@@ -216,6 +225,11 @@ impl Lab {
             hour(),
         );
         lab
+    }
+
+    /// Drops all connections.
+    pub fn stop(&self) {
+        self.server.abort();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
