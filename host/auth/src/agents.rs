@@ -19,6 +19,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::{Code, Request, Response, Status};
 use watch_event::Change as What;
 
+use crate::budget::Purpose;
 use crate::caller::{self, AgentCaller, anonymous, locked_message};
 use crate::error::internal;
 use crate::kv::{Change, KvError};
@@ -38,7 +39,7 @@ pub struct Join(pub Shared);
 #[tonic::async_trait]
 impl JoinService for Join {
     async fn join(&self, req: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let from = anonymous(&req);
+        let from = anonymous(&req, Purpose::Join)?;
         crate::join::join(&self.0, req.get_ref(), from)
             .await
             .map(Response::new)

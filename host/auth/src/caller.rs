@@ -12,13 +12,14 @@ use postern_audit::names;
 use postern_identity::{AgentIdentity, Peer, UserIdentity};
 use tonic::{Code, Request, Status};
 
+use crate::budget::{Purpose, Seat};
 use crate::error::internal;
 use crate::records::{lock_host, lock_service, lock_user};
 use crate::state::Shared;
 use crate::time;
 
 /// The service name that only proxies have.
-const PROXY: &str = "proxy";
+pub const PROXY: &str = "proxy";
 
 /// What is known of a connection; tonic puts it into the extensions of its requests.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct ConnInfo {
     /// `None`: no client certificate.
     pub peer: Option<Result<(Peer, SystemTime), String>>,
     pub patience: Patience,
+    /// Of a connection without a valid certificate.
+    pub seat: Option<Seat>,
 }
 
 /// How long an anonymous connection may stay. A call in hand extends it, so that a login which waits for its turn
@@ -51,7 +54,7 @@ impl Patience {
 
     fn extend(&self, by: Duration) {
         // Nobody needs longer to log in or to join, whatever he calls in between.
-        const LONGEST: Duration = Duration::from_secs(120);
+        const LONGEST: Duration = Duration::from_secs(60);
         self.until_ms.fetch_max(
             millis((self.since.elapsed() + by).min(LONGEST)),
             Ordering::Relaxed,
@@ -84,15 +87,18 @@ impl AgentCaller {
     }
 }
 
-/// The address of an anonymous caller, whose connection lives on for this call.
-pub fn anonymous<T>(req: &Request<T>) -> IpAddr {
-    match req.extensions().get::<ConnInfo>() {
-        Some(info) => {
-            info.patience.extend(Duration::from_secs(20));
-            info.addr.ip()
-        }
-        None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+/// The address of a caller who needs no certificate. A stranger's connection lives on for this call, if there is room
+/// for one more of its purpose; who shows a certificate has his place already.
+pub fn anonymous<T>(req: &Request<T>, purpose: Purpose) -> Result<IpAddr, Status> {
+    let Some(info) = req.extensions().get::<ConnInfo>() else {
+        return Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    };
+    if info.seat.as_ref().is_some_and(|s| !s.change(purpose)) {
+        let message = "too many connections without a certificate, from this address or in all; try again in a moment";
+        return Err(refuse(Code::ResourceExhausted, reasons::BUSY, message));
     }
+    info.patience.extend(Duration::from_secs(20));
+    Ok(info.addr.ip())
 }
 
 /// Admits agents and proxies.

@@ -12,6 +12,7 @@ mod admin;
 mod agents;
 mod audit_log;
 mod authority;
+mod budget;
 mod caller;
 mod db;
 mod error;

@@ -12,9 +12,11 @@ use postern_identity::{UserIdentity, check_user_name};
 use tonic::{Code, Request, Response, Status};
 use zeroize::Zeroizing;
 
+use crate::budget::Purpose;
 use crate::caller::{anonymous, locked_message};
 use crate::error::{AuthError, internal};
 use crate::kv::{KvError, KvExt};
+use crate::limits::network;
 use crate::password::{Busy, Passwords};
 use crate::records::{At, Code as OneTimeCode, Record, User, load, lock_user};
 use crate::state::{Shared, State};
@@ -23,6 +25,8 @@ use crate::time;
 /// For users without any role that still exists: they may log in, and reach nothing.
 const NO_ROLE_TTL: u64 = 3600;
 const MIN_TTL: u64 = 60;
+/// Lost races with other logins of the same user before giving up.
+const ATTEMPTS: usize = 100;
 
 pub struct Login(pub Shared);
 
@@ -37,7 +41,7 @@ struct Attempt<'a> {
 #[tonic::async_trait]
 impl LoginService for Login {
     async fn login(&self, req: Request<LoginRequest>) -> Result<Response<UserCredentials>, Status> {
-        let from = anonymous(&req);
+        let from = anonymous(&req, Purpose::Login)?;
         let req = req.into_inner();
         let password = Zeroizing::new(req.password);
         let attempt = Attempt::begin(&self.0, req.user, from, "password").await?;
@@ -56,11 +60,7 @@ impl LoginService for Login {
             return Err(attempt.failed(reasons::LOGIN_FAILED).await);
         };
         attempt
-            .admit(
-                user.value,
-                (&req.spki, &req.ssh_public_key),
-                req.ttl_seconds,
-            )
+            .admit(user, (&req.spki, &req.ssh_public_key), req.ttl_seconds)
             .await
             .map(Response::new)
     }
@@ -69,7 +69,7 @@ impl LoginService for Login {
         &self,
         req: Request<EnrollRequest>,
     ) -> Result<Response<UserCredentials>, Status> {
-        let from = anonymous(&req);
+        let from = anonymous(&req, Purpose::Login)?;
         let req = req.into_inner();
         let (code, password) = (Zeroizing::new(req.code), Zeroizing::new(req.new_password));
         // Before the code is looked at: a weak password neither uses the code up nor tells whether it is right.
@@ -93,19 +93,23 @@ impl LoginService for Login {
             ..user.value
         };
         let key = User::key(&enrolled.name);
-        match self
+        let revision = match self
             .0
             .kv
             .compare_and_swap(&key, Some(user.revision), enrolled.encode())
             .await
         {
-            Ok(_) => {}
+            Ok(revision) => revision,
             // Somebody used the same code in the same moment, or the user was changed.
             Err(KvError::Conflict { .. }) => {
                 return Err(attempt.failed(reasons::CODE_INVALID).await);
             }
             Err(e) => return Err(internal("store the password", e)),
-        }
+        };
+        let enrolled = At {
+            value: enrolled,
+            revision,
+        };
         attempt
             .admit(enrolled, (&req.spki, &req.ssh_public_key), req.ttl_seconds)
             .await
@@ -133,8 +137,9 @@ impl<'a> Attempt<'a> {
             from,
             method,
         };
-        let by_user = state.login_limit.take((attempt.user.clone(), from));
-        if let Err(wait) = by_user.and_then(|()| state.peer_limit.take(from)) {
+        // The address first: whoever is over its limit leaves no further keys behind.
+        let by_peer = state.login_peer_limit.take(network(from));
+        if let Err(wait) = by_peer.and_then(|()| state.login_limit.take(attempt.key())) {
             attempt.audit_failure(reasons::RATE_LIMITED).await;
             let message = format!(
                 "too many failed logins; try again in {} s",
@@ -147,6 +152,10 @@ impl<'a> Attempt<'a> {
             ));
         }
         Ok(attempt)
+    }
+
+    fn key(&self) -> (&str, IpAddr) {
+        (&self.user, network(self.from))
     }
 
     async fn user(&self) -> Result<Option<At<User>>, Status> {
@@ -168,7 +177,8 @@ impl<'a> Attempt<'a> {
 
     async fn audit_failure(&self, reason: &'static str) {
         // What the limit turns away is logged sparingly: it is what floods are made of.
-        let who = format!("login {} {}", self.user, self.from);
+        // By address alone: names cost a flood nothing.
+        let who = ("login", network(self.from));
         if reason == reasons::RATE_LIMITED && self.state.refusal_limit.take(who).is_err() {
             return;
         }
@@ -187,13 +197,14 @@ impl<'a> Attempt<'a> {
     /// The user has proved who he is.
     async fn admit(
         &self,
-        user: User,
+        stored: At<User>,
         keys: (&[u8], &str),
         ttl: u32,
     ) -> Result<UserCredentials, Status> {
         let state = self.state;
-        state.login_limit.give_back(&(self.user.clone(), self.from));
-        state.peer_limit.give_back(&self.from);
+        let user = stored.value.clone();
+        state.login_limit.give_back(self.key());
+        state.login_peer_limit.give_back(network(self.from));
         let lock = state
             .locked(&[lock_user(&user.name)])
             .await
@@ -242,6 +253,7 @@ impl<'a> Attempt<'a> {
                 AuthError::Ca(why) => refuse(Code::InvalidArgument, reasons::BAD_REQUEST, why),
                 e => internal("sign the user's certificates", e),
             })?;
+        self.note_expiry(stored, signed.not_after_unix).await?;
         let event = state
             .event(names::USER_LOGIN)
             .with("user", &identity.name)
@@ -259,6 +271,31 @@ impl<'a> Attempt<'a> {
             roles: identity.roles,
             logins,
         })
+    }
+
+    /// Writes down how long a certificate of the user may live, before he has it: removing him locks his name until
+    /// then.
+    async fn note_expiry(&self, mut user: At<User>, not_after: i64) -> Result<(), Status> {
+        let key = User::key(&user.value.name);
+        for _ in 0..ATTEMPTS {
+            user.value.not_after_unix = user.value.not_after_unix.max(not_after);
+            let noted = self
+                .state
+                .kv
+                .compare_and_swap(&key, Some(user.revision), user.value.encode())
+                .await;
+            match noted {
+                Ok(_) => return Ok(()),
+                Err(KvError::Conflict { .. }) => {}
+                Err(e) => return Err(internal("note how long the certificate lives", e)),
+            }
+            user = match self.user().await? {
+                Some(user) => user,
+                // Removed in the same moment.
+                None => return Err(self.failed(reasons::LOGIN_FAILED).await),
+            };
+        }
+        Err(busy())
     }
 }
 

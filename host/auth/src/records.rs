@@ -91,6 +91,9 @@ pub struct User {
     /// The enrolment code that is out, if any.
     pub code: Option<Code>,
     pub created_unix: i64,
+    /// The latest expiry of any certificate of this user.
+    #[serde(default)]
+    pub not_after_unix: i64,
 }
 
 /// A one-time code: SHA-256 in hex (it is random, so that a plain hash is right).

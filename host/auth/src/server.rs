@@ -19,7 +19,7 @@ use postern_api::v1::user_service_server::UserServiceServer;
 use postern_identity::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -32,8 +32,10 @@ use tonic::transport::server::Connected;
 
 use crate::admin::Admin;
 use crate::agents::{Agents, Join};
+use crate::budget::{Budgets, Counted, Purpose, Seat, Slot};
 use crate::caller::{self, ConnInfo, Patience};
 use crate::error::AuthError;
+use crate::limits::network;
 use crate::login::Login;
 use crate::state::Shared;
 use crate::users::Users;
@@ -41,9 +43,6 @@ use crate::users::Users;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From the end of the handshake until a stranger's first request is there.
 const STRANGER: Duration = Duration::from_secs(5);
-const HANDSHAKES: usize = 1024;
-const CONNECTIONS: usize = 8192;
-const STRANGERS: usize = 512;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const STREAMS: u32 = 64;
 /// How long calls may take to end at shutdown.
@@ -161,17 +160,11 @@ async fn accept(
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     ready: mpsc::Sender<io::Result<Conn>>,
 ) {
-    let limits = Limits {
-        connections: Arc::new(Semaphore::new(CONNECTIONS)),
-        strangers: Arc::new(Semaphore::new(STRANGERS)),
-    };
+    let budgets = Arc::new(Budgets::new());
     // Dropped with this future: handshakes in hand end at shutdown.
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
-        if handshakes.len() >= HANDSHAKES {
-            handshakes.join_next().await;
-        }
         let (tcp, addr) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(e) => {
@@ -181,11 +174,17 @@ async fn accept(
                 continue;
             }
         };
+        // The newest goes, so that those who come after it are not kept waiting.
+        let Some(slot) = budgets.take(Purpose::Handshake, addr.ip()) else {
+            tracing::debug!(peer = %addr, "connection refused: too many TLS handshakes");
+            continue;
+        };
         let acceptor = TlsAcceptor::from(tls.borrow().clone());
-        let (state, ready, limits) = (state.clone(), ready.clone(), limits.clone());
+        let (state, ready, budgets) = (state.clone(), ready.clone(), budgets.clone());
         handshakes.spawn(async move {
-            match timeout(HANDSHAKE, handshake(&state, acceptor, tcp, addr, &limits)).await {
+            match timeout(HANDSHAKE, handshake(&state, acceptor, tcp, addr, &budgets)).await {
                 Ok(Some(conn)) => {
+                    drop(slot);
                     // Full only while the server is overloaded; the connection's own limits run on.
                     let _ = ready.send(Ok(conn)).await;
                 }
@@ -196,18 +195,12 @@ async fn accept(
     }
 }
 
-#[derive(Clone)]
-struct Limits {
-    connections: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
-}
-
 async fn handshake(
     state: &Shared,
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     addr: SocketAddr,
-    limits: &Limits,
+    budgets: &Arc<Budgets>,
 ) -> Option<Conn> {
     let _ = tcp.set_nodelay(true);
     let io = match acceptor.accept(tcp).await {
@@ -220,27 +213,45 @@ async fn handshake(
     let chain = io.get_ref().1.peer_certificates();
     let peer = chain
         .map(|chain| Peer::from_chain(chain, state.authority.trust()).map_err(|e| e.to_string()));
-    let known = matches!(peer, Some(Ok(_)));
-    let pool = if known {
-        &limits.connections
-    } else {
-        &limits.strangers
+    let ip = addr.ip();
+    let purpose = match &peer {
+        Some(Ok((Peer::Agent(_), _))) => Purpose::Agent,
+        Some(Ok((Peer::User(_), _))) => Purpose::User,
+        _ => Purpose::Stranger,
     };
-    let Ok(permit) = Arc::clone(pool).try_acquire_owned() else {
-        tracing::warn!(peer = %addr, "connection refused: too many {}", if known { "connections" } else { "anonymous connections" });
+    let (seat, slot) = match purpose {
+        Purpose::Stranger => (Seat::stranger(budgets, ip), None),
+        known => (None, budgets.take(known, ip)),
+    };
+    if seat.is_none() && slot.is_none() {
+        // A flood writes no more of these than it may.
+        if state
+            .refusal_limit
+            .take(("connection", network(ip)))
+            .is_ok()
+        {
+            tracing::warn!(peer = %addr, "connection refused: too many connections ({purpose:?})");
+        }
         return None;
+    }
+    let proxy = match &peer {
+        Some(Ok((Peer::Agent(id), _))) if id.service == caller::PROXY => budgets.proxy_at(ip),
+        _ => None,
     };
     let patience = Patience::new(STRANGER);
-    let cutoff = (!known).then(|| Box::pin(sleep_until(patience.deadline().into())));
+    let cutoff = seat
+        .is_some()
+        .then(|| Box::pin(sleep_until(patience.deadline().into())));
     Some(Conn {
         io,
         info: ConnInfo {
             addr,
             peer,
             patience,
+            seat,
         },
         cutoff,
-        _permit: permit,
+        _held: (slot, proxy),
     })
 }
 
@@ -268,7 +279,7 @@ struct Conn {
     io: TlsStream<TcpStream>,
     info: ConnInfo,
     cutoff: Option<Pin<Box<Sleep>>>,
-    _permit: OwnedSemaphorePermit,
+    _held: (Option<Slot>, Option<Counted>),
 }
 
 impl Conn {

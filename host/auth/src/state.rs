@@ -1,7 +1,6 @@
 //! What the services of the Auth Service share. Each part owns its own state; this only holds them together.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -31,13 +30,17 @@ pub struct State {
     pub authority: Authority,
     pub inventory: Inventory,
     pub passwords: Passwords,
-    /// Failed logins and enrolments by user and address. Behind a proxy that passes Auth through, the address is the
-    /// proxy's: then this is by user.
-    pub login_limit: Limiter<(String, IpAddr)>,
-    /// Failed logins, enrolments and joins of unknown hosts by address.
-    pub peer_limit: Limiter<IpAddr>,
+    /// Failed logins and enrolments by user and address ([`network`]). Behind a proxy that passes Auth through, the
+    /// address is the proxy's: then this is by user.
+    ///
+    /// [`network`]: crate::limits::network
+    pub login_limit: Limiter,
+    /// Failed logins and enrolments by address.
+    pub login_peer_limit: Limiter,
+    /// Refused joins of unknown hosts by address. Apart from logins: whoever floods one does not stop the other.
+    pub join_peer_limit: Limiter,
     /// Refusals written to the audit log, by caller: a locked agent calls every few seconds.
-    pub refusal_limit: Limiter<String>,
+    pub refusal_limit: Limiter,
     pub shutdown: CancellationToken,
 }
 
@@ -59,7 +62,8 @@ impl State {
             inventory,
             passwords,
             login_limit: Limiter::new(5, Duration::from_secs(10)),
-            peer_limit: Limiter::new(200, Duration::from_millis(200)),
+            login_peer_limit: Limiter::new(200, Duration::from_millis(200)),
+            join_peer_limit: Limiter::new(200, Duration::from_millis(200)),
             refusal_limit: Limiter::new(3, Duration::from_secs(60)),
             shutdown,
         }

@@ -278,6 +278,7 @@ impl Admin {
                 password: None,
                 code: Some(one_time),
                 created_unix: time::now(),
+                not_after_unix: 0,
             },
             Some(old) => User {
                 roles: if roles.is_empty() {

@@ -70,39 +70,59 @@ async fn delete(state: &Shared, kind: &str, name: &str, key: String) -> Result<(
 }
 
 async fn remove_user(state: &Shared, name: &str) -> Result<(), Status> {
-    let failed = |e: KvError| error::failed("remove the user", e);
-    let user = load::<User>(&state.kv, &User::key(name))
-        .await
-        .map_err(failed)?;
-    let Some(user) = user else {
-        return Err(not_found("user", name));
+    for _ in 0..ATTEMPTS {
+        match try_remove_user(state, name).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err(not_found("user", name)),
+            // The user logged in, or was changed or locked, at the same moment.
+            Err(KvError::Conflict { .. }) => {}
+            Err(e) => return Err(error::failed("remove the user", e)),
+        }
+    }
+    Err(refuse(
+        Code::Unavailable,
+        reasons::BUSY,
+        "the user keeps logging in; lock the name first with: postern locks create",
+    ))
+}
+
+async fn try_remove_user(state: &Shared, name: &str) -> Result<bool, KvError> {
+    let Some(user) = load::<User>(&state.kv, &User::key(name)).await? else {
+        return Ok(false);
     };
-    // Until the last certificate that the user may hold has expired. Roles may have been shortened since: the
+    // Until the last certificate of the user has expired. Records of earlier versions don't say when that is: the
     // longest life any role allows today, and at least the default.
-    let roles = all::<Role>(&state.kv).await.map_err(failed)?;
+    let roles = all::<Role>(&state.kv).await?;
     let longest = roles
         .iter()
         .map(|r| r.value.options.max_session_ttl_secs)
         .max()
         .unwrap_or(0)
         .max(12 * 3600);
-    let expires = u64::try_from(time::now())
+    let by_roles = u64::try_from(time::now())
         .unwrap_or(0)
         .saturating_add(longest);
-    let lock = Lock {
-        target: lock_user(name),
-        reason: "the user was removed".into(),
-        expires_unix: Some(expires),
-    };
+    let by_record = u64::try_from(user.value.not_after_unix).unwrap_or(0);
+    let expires = by_roles.max(by_record);
+    let target = lock_user(name);
+    let held = load::<Lock>(&state.kv, &lock_key(&target)).await?;
     let txn = Txn::new()
+        .expect(lock_key(&target), held.as_ref().map(|l| l.revision))
         .expect(User::key(name), Some(user.revision))
         .delete(User::key(name));
-    state
-        .kv
-        .commit(with_lock(txn, &lock))
-        .await
-        .map(|_| ())
-        .map_err(failed)
+    // A lock that holds longer stays: an administrator's, or that of an earlier user of this name.
+    let longer = |l: &At<Lock>| l.value.expires_unix.is_none_or(|at| at >= expires);
+    let txn = if held.as_ref().is_some_and(longer) {
+        txn
+    } else {
+        let lock = Lock {
+            target,
+            reason: "the user was removed".into(),
+            expires_unix: Some(expires),
+        };
+        with_lock(txn, &lock)
+    };
+    state.kv.commit(txn).await.map(|_| true)
 }
 
 /// `<host_id>/<service>`, or `<host_id>` for everything of a host and its grant. Returns the services removed.

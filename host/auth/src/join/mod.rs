@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use crate::error::{AuthError, internal};
 use crate::kv::{Entry, KvError, Txn};
+use crate::limits::network;
 use crate::records::{
     Agent, At, Host, Record, Resource, Token, decode, lock_host, lock_key, lock_service,
 };
@@ -330,7 +331,7 @@ async fn refused(
     from: IpAddr,
     refusal: Refusal,
 ) -> Status {
-    if known.is_none() && state.peer_limit.take(from).is_err() {
+    if known.is_none() && state.join_peer_limit.take(network(from)).is_err() {
         return refuse(
             Code::ResourceExhausted,
             reasons::RATE_LIMITED,
@@ -375,12 +376,8 @@ async fn refused(
         event = event.with("resource", resource).with("owner", owner);
     }
     // A locked or misconfigured agent tries again and again; its first tries tell the story.
-    let who = format!(
-        "join {} {} {}",
-        host_id.unwrap_or_else(|| from.to_string()),
-        req.service,
-        refusal.reason
-    );
+    let who = host_id.unwrap_or_else(|| network(from).to_string());
+    let who = ("join", who, &req.service, refusal.reason);
     if state.refusal_limit.take(who).is_ok() {
         state.record(event).await;
     }

@@ -196,6 +196,35 @@ async fn strangers_who_say_nothing_are_cut_off() {
     );
 }
 
+/// One address holds all the places a stranger may have: who has a certificate comes in all the same.
+#[tokio::test]
+async fn a_crowd_of_strangers_keeps_no_member_out() {
+    let lab = Lab::start().await;
+    let host = Host::new();
+    let id = host.tls(&host.join(&lab, "ssh", "ssh", &["web-1"]).await);
+    let tls = tls::client(&lab.server().trust(), CaKind::Host, None, &[b"h2"]).unwrap();
+    let mut crowd = Vec::new();
+    // More than there are, also where a proxy is.
+    let closed = loop {
+        assert!(crowd.len() < 800, "nobody was refused");
+        let tcp = TcpStream::connect(lab.addr()).await.unwrap();
+        let name = ServerName::try_from(format!("auth.{CLUSTER}")).unwrap();
+        let Ok(mut stranger) = TlsConnector::from(tls.clone()).connect(name, tcp).await else {
+            break true;
+        };
+        // The server's settings are the first thing that comes; nothing does where there is no place.
+        match stranger.read(&mut [0; 64]).await {
+            Ok(0) | Err(_) => break true,
+            Ok(_) => crowd.push(stranger),
+        }
+    };
+    assert!(closed && crowd.len() >= 100, "{}", crowd.len());
+    let mut renewals =
+        postern_api::v1::join_service_client::JoinServiceClient::new(lab.channel(Some(&id)));
+    let request = host.ask_with("ssh", "ssh", &["web-1"], "", |r| r.generation = 1);
+    renewals.join(request).await.unwrap();
+}
+
 #[tokio::test]
 async fn messages_have_a_limit() {
     let lab = Lab::start().await;

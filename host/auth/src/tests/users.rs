@@ -247,6 +247,72 @@ async fn guessing_is_slowed_down_and_one_user_does_not_block_another() {
 }
 
 #[tokio::test]
+async fn a_flood_of_refused_joins_stops_no_login() {
+    let lab = Lab::start().await;
+    lab.user("alice", &[]).await;
+    let mut joins = lab.joins();
+    let mut limited = false;
+    for n in 0..400 {
+        // Each with a name of its own, as long as it likes: none of it is kept.
+        let junk = postern_api::v1::JoinRequest {
+            cluster: "other".into(),
+            service: format!("{n}-{}", "x".repeat(10_000)),
+            ..Default::default()
+        };
+        let refused = joins.join(junk).await.unwrap_err();
+        limited |= postern_api::status::reason(&refused) == Some(reasons::RATE_LIMITED);
+    }
+    assert!(limited);
+    assert!(lab.audited("agent.join.refused").await.len() <= 210);
+    lab.logins().login(login("alice", PASSWORD)).await.unwrap();
+}
+
+/// The lock that a removed user leaves behind holds as long as any of his certificates, whatever roles say now.
+#[tokio::test]
+async fn a_removed_users_lock_outlives_his_certificates() {
+    let lab = Lab::start().await;
+    let role = async |hours: u64| {
+        let role = format!(
+            r#"{{"name":"access","options":{{"max_session_ttl_secs":{}}}}}"#,
+            hours * 3600
+        );
+        let role = PutRoleRequest {
+            role_json: role,
+            replace: true,
+        };
+        lab.admin().put_role(role).await.unwrap();
+    };
+    role(100).await;
+    let alice = lab.user("alice", &[]).await;
+    assert!(alice.credentials.not_after_unix > crate::time::now() + 99 * 3600);
+    role(1).await;
+    lab.logins().login(login("alice", PASSWORD)).await.unwrap();
+    let remove = RemoveRequest {
+        kind: "user".into(),
+        name: "alice".into(),
+    };
+    let expires = async || {
+        lab.admin().remove(remove.clone()).await.unwrap();
+        let get = postern_api::v1::GetRequest {
+            kind: "lock".into(),
+            name: "user:alice".into(),
+        };
+        let lock = lab.admin().get(get).await.unwrap().into_inner().json;
+        serde_json::from_str::<Lock>(&lock).unwrap().expires_unix
+    };
+    let first = expires().await.unwrap();
+    assert!(first >= alice.credentials.not_after_unix as u64);
+    // The next one of that name, removed as well, does not shorten it.
+    let create = postern_api::v1::CreateUserRequest {
+        name: "alice".into(),
+        roles: strings(&["access"]),
+        ..Default::default()
+    };
+    lab.admin().create_user(create).await.unwrap();
+    assert_eq!(expires().await, Some(first));
+}
+
+#[tokio::test]
 async fn locked_and_removed_users_are_out_at_once() {
     let lab = Lab::start().await;
     let (alice, bob) = (lab.user("alice", &[]).await, lab.user("bob", &[]).await);
