@@ -13,7 +13,7 @@ use postern_api::v1::{
     Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Reset, SnapshotEnd,
     SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
 };
-use postern_audit::Event;
+use postern_audit::{Event, names};
 use postern_identity::check_label;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::{Code, Request, Response, Status};
@@ -30,9 +30,22 @@ const ALIVE: Duration = Duration::from_secs(10);
 const MAX_RESOURCES: usize = 1000;
 const MAX_LABELS: usize = 64;
 const MAX_EVENTS: usize = 1000;
-const MAX_EVENT_BYTES: usize = 64 * 1024;
-/// Events that tell of what Auth itself does; an agent cannot say them in its place.
-const AUTHS_OWN: [&str; 5] = ["user.", "token.", "role.", "lock.", "agent."];
+/// Events that an agent tells of: names, and beginnings of names. All others are Auth's, or the proxies'.
+const OF_AGENTS: [&str; 6] = [
+    "session.",
+    "exec",
+    "port.forward",
+    "plugin.",
+    "kube.",
+    "db.",
+];
+const OF_PROXIES: [&str; 1] = ["proxy."];
+/// A full batch of a spool fits into a message, with the framing of each event.
+const _: () = assert!(
+    postern_audit::BATCH <= MAX_EVENTS
+        && postern_audit::BATCH_BYTES + 16 * postern_audit::BATCH
+            <= postern_api::MAX_MESSAGE * 3 / 4
+);
 
 pub struct Join(pub Shared);
 
@@ -223,26 +236,24 @@ async fn submit(
     }
     let mut events = Vec::with_capacity(req.events_json.len());
     for json in &req.events_json {
-        match accept(json) {
-            Ok(event) => events.push(
-                // Whatever the event says: it is about its sender.
-                event
-                    .with("cluster", state.cluster())
-                    .with("host_id", &caller.id.host_id)
-                    .with("service", &caller.id.service),
-            ),
-            // It would be refused for ever: it must not stop those behind it.
-            Err(why) => {
-                let who = format!("event {}/{}", caller.id.host_id, caller.id.service);
-                if state.refusal_limit.take(who).is_ok() {
-                    tracing::warn!(
-                        host = caller.id.host_id,
-                        service = caller.id.service,
-                        "audit event refused: {why}"
-                    );
-                }
+        let event = accept(json, caller).unwrap_or_else(|why| {
+            let who = ("event", &caller.id.host_id, &caller.id.service);
+            if state.refusal_limit.take(who).is_ok() {
+                tracing::warn!(
+                    host = caller.id.host_id,
+                    service = caller.id.service,
+                    "audit event refused, {} is stored in its place: {why}",
+                    names::EVENT_REFUSED
+                );
             }
-        }
+            stand_in(json, caller, &why)
+        });
+        // Whatever the event says: it is about its sender.
+        let event = event
+            .with("cluster", state.cluster())
+            .with("host_id", &caller.id.host_id)
+            .with("service", &caller.id.service);
+        events.push(event.fitted());
     }
     let stored_uids = events.iter().map(|e| e.uid.clone()).collect();
     state
@@ -253,20 +264,60 @@ async fn submit(
     Ok(SubmitEventsResponse { stored_uids })
 }
 
-fn accept(json: &str) -> Result<Event, String> {
-    if json.len() > MAX_EVENT_BYTES {
-        return Err(format!("{} bytes; at most {MAX_EVENT_BYTES}", json.len()));
-    }
+fn accept(json: &str, caller: &AgentCaller) -> Result<Event, String> {
     let event: Event = serde_json::from_str(json).map_err(|e| e.to_string())?;
     uuid::Uuid::parse_str(&event.uid).map_err(|e| format!("uid: {e}"))?;
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
     if event.event.is_empty() || event.event.len() > 64 || !event.event.bytes().all(plain) {
         return Err("its name is not 1 to 64 of a-z 0-9 . _ -".into());
     }
-    if AUTHS_OWN.iter().any(|own| event.event.starts_with(own)) {
-        return Err(format!("{} is said by the Auth Service only", event.event));
+    if event.time.len() > 64 {
+        return Err("its time is longer than 64 bytes".into());
+    }
+    let (who, its): (_, &[&str]) = if caller.is_proxy() {
+        ("proxies", &OF_PROXIES)
+    } else {
+        ("agents", &OF_AGENTS)
+    };
+    let covers = |own: &&str| {
+        event
+            .event
+            .strip_prefix(*own)
+            .is_some_and(|rest| own.ends_with('.') != rest.is_empty())
+    };
+    if !its.iter().any(covers) {
+        return Err(format!("{who} have no event {}", event.event));
     }
     Ok(event)
+}
+
+/// For an event that is none, or that its sender may not send. It is stored all the same: as what was said, so that
+/// nothing a service recorded is lost for its form. The same again gets the same uid.
+fn stand_in(json: &str, caller: &AgentCaller, why: &str) -> Event {
+    use aws_lc_rs::digest::{Context, SHA256};
+    let mut digest = Context::new(&SHA256);
+    for part in [&caller.id.host_id, &caller.id.service, json] {
+        digest.update(&(part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    let digest = digest.finish();
+    let said: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+    let text = |key: &str| said.get(key).and_then(|v| v.as_str());
+    let mut event = Event::new(names::EVENT_REFUSED)
+        .with("session_id", text("session_id"))
+        .with("claimed", text("event"))
+        .with("reason", why)
+        .with("bytes", json.len())
+        .with("text", json);
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest.as_ref()[..16]);
+    event.uid = match text("uid").filter(|uid| uuid::Uuid::parse_str(uid).is_ok()) {
+        Some(uid) => uid.to_owned(),
+        None => uuid::Builder::from_random_bytes(bytes)
+            .into_uuid()
+            .to_string(),
+    };
+    event
 }
 
 /// The watch of one agent or proxy: a snapshot, then every change. It ends when the caller's certificate expires

@@ -207,7 +207,7 @@ pub struct SubmitEventsRequest {
     #[prost(string, repeated, tag = "1")]
     pub events_json: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Also those stored before. A uid that is missing could never be stored (no valid event): don't send it again.
+/// Also those stored before. What is no event, or none that the caller may send, is stored as `audit.refused`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubmitEventsResponse {
     #[prost(string, repeated, tag = "1")]

@@ -268,6 +268,7 @@ async fn heartbeats_fill_the_inventory_within_the_certificate() {
         plugin: "ssh".into(),
         resources: vec![resource("web-1"), resource("db-1")],
         tunnel_rtt_ms: 1.5,
+        ..HeartbeatRequest::default()
     };
     let answer = lab
         .agents(&id)
@@ -330,9 +331,15 @@ async fn audit_events_are_stored_once_and_say_who_sent_them() {
         .with("service", "other")
         .with("cluster", "other");
     let json = serde_json::to_string(&event).unwrap();
-    let forged = serde_json::to_string(&Event::new("user.login").with("user", "admin")).unwrap();
+    let login = Event::new("user.login").with("user", "admin");
+    let forged = serde_json::to_string(&login).unwrap();
     let batch = SubmitEventsRequest {
-        events_json: vec![json.clone(), "{}".into(), forged, "x".repeat(70_000)],
+        events_json: vec![
+            json.clone(),
+            "{}".into(),
+            forged.clone(),
+            "x".repeat(70_000),
+        ],
     };
     for _ in 0..2 {
         let answer = agents
@@ -340,11 +347,11 @@ async fn audit_events_are_stored_once_and_say_who_sent_them() {
             .await
             .unwrap()
             .into_inner();
-        assert_eq!(
-            answer.stored_uids,
-            [event.uid.as_str()],
-            "stored, or stored before; the others never will be"
-        );
+        // Stored, or stored before; what has no uid of its own gets one.
+        let [first, _, third, _] = &answer.stored_uids[..] else {
+            panic!("{answer:?}");
+        };
+        assert_eq!([first, third], [&event.uid, &login.uid]);
     }
     let stored = lab.audited("session.start").await;
     assert_eq!(stored.len(), 1);
@@ -358,6 +365,27 @@ async fn audit_events_are_stored_once_and_say_who_sent_them() {
     );
     assert_eq!(stored[0]["user"], "alice");
     assert!(lab.audited("user.login").await.is_empty());
+    let stand_ins = lab.audited("audit.refused").await;
+    assert_eq!(
+        stand_ins.len(),
+        3,
+        "each once, though sent twice: {stand_ins:?}"
+    );
+    assert!(
+        stand_ins
+            .iter()
+            .all(|e| e["host_id"] == host.id() && e["service"] == "ssh")
+    );
+    assert_eq!(
+        (
+            &stand_ins[1]["claimed"],
+            &stand_ins[1]["text"],
+            &stand_ins[1]["uid"]
+        ),
+        (&"user.login".into(), &forged.into(), &login.uid.into())
+    );
+    assert_eq!(stand_ins[2]["bytes"], 70_000);
+    assert!(stand_ins[2]["text"].as_str().unwrap().starts_with("xxxx"));
     let many = SubmitEventsRequest {
         events_json: vec![json; 1001],
     };
@@ -365,6 +393,94 @@ async fn audit_events_are_stored_once_and_say_who_sent_them() {
         &agents.submit_events(many).await.unwrap_err(),
         reasons::BAD_REQUEST,
         "at most 1000",
+    );
+}
+
+/// A command of control characters is six times as long in JSON; earlier agents wrote it all into their spools.
+#[tokio::test]
+async fn an_event_that_is_too_long_is_stored_cut() {
+    let lab = Lab::start().await;
+    let host = Host::new();
+    let id = host.tls(&host.join(&lab, "ssh", "ssh", &["web-1"]).await);
+    let mut event = Event::new("exec").with("session_id", "s-1");
+    let command = format!("evil #{}", "\u{1}".repeat(40_000));
+    event.fields.insert("command".into(), command.into());
+    let json = serde_json::to_string(&event).unwrap();
+    assert!(json.len() > 240_000);
+    let batch = SubmitEventsRequest {
+        events_json: vec![json],
+    };
+    let answer = lab
+        .agents(&id)
+        .submit_events(batch)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(answer.stored_uids, [event.uid.as_str()]);
+    let stored = lab.audited("exec").await;
+    assert_eq!((stored.len(), &stored[0]["session_id"]), (1, &"s-1".into()));
+    assert!(
+        stored[0]["command"].as_str().unwrap().starts_with("evil #"),
+        "{stored:?}"
+    );
+    assert!(stored[0]["truncated"].as_u64().unwrap() > 240_000);
+}
+
+#[tokio::test]
+async fn a_service_speaks_only_of_what_it_does() {
+    let lab = Lab::start().await;
+    let submit = async |id, names: &[&str]| {
+        let events_json = names
+            .iter()
+            .map(|n| serde_json::to_string(&Event::new(n)).unwrap())
+            .collect();
+        let sent = lab
+            .agents(id)
+            .submit_events(SubmitEventsRequest { events_json })
+            .await;
+        assert_eq!(sent.unwrap().into_inner().stored_uids.len(), names.len());
+    };
+    let host = Host::new();
+    let id = host.tls(&host.join(&lab, "ssh", "ssh", &["web-1"]).await);
+    let own = [
+        "session.start",
+        "exec",
+        "port.forward",
+        "plugin.trap",
+        "kube.request",
+        "db.query",
+    ];
+    submit(&id, &own).await;
+    let others = [
+        "auth.refused",
+        "resource.conflict",
+        "agent.join",
+        "proxy.x",
+        "execute",
+        "audit.refused",
+        "session.",
+    ];
+    submit(&id, &others).await;
+    let proxy = Host::new();
+    let id = proxy.tls(
+        &proxy
+            .join(&lab, "proxy", "proxy", &["proxy.example.com"])
+            .await,
+    );
+    submit(&id, &["session.start", "proxy.drain"]).await;
+    let of = async |host: &Host, refused: bool| -> Vec<String> {
+        let all = lab.audited("").await.into_iter();
+        let all = all.filter(|e| e["host_id"] == host.id() && e["event"] != "agent.join");
+        let key = if refused { "claimed" } else { "event" };
+        all.filter(|e| (e["event"] == "audit.refused") == refused)
+            .map(|e| e[key].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(of(&host, false).await, own);
+    assert_eq!(of(&host, true).await, others);
+    assert_eq!(
+        (of(&proxy, false).await, of(&proxy, true).await),
+        (strings(&["proxy.drain"]), strings(&["session.start"]))
     );
 }
 
