@@ -119,9 +119,7 @@ impl Joiner {
             signature: Vec::new(),
         };
         signing::sign(&mut request, &self.host_key);
-        let mut client = v1::join_service_client::JoinServiceClient::new(
-            self.channel(held.map(|c| &c.trust)).await?,
-        );
+        let mut client = v1::join_service_client::JoinServiceClient::new(self.channel(held).await?);
         let answer = tokio::time::timeout(ATTEMPT, client.join(request)).await;
         let answer = match answer {
             Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
@@ -165,11 +163,14 @@ impl Joiner {
         }
     }
 
-    async fn channel(&self, held: Option<&TrustBundle>) -> Result<Channel, JoinError> {
+    async fn channel(&self, held: Option<&Credentials>) -> Result<Channel, JoinError> {
         let tls = match (held, &self.root) {
-            (Some(trust), _) | (None, RootOfTrust::Local(trust)) => {
-                tls::client(trust, CaKind::Host, None, &[b"h2"])
+            (Some(c), _) => {
+                // A member is not counted among strangers; an expired certificate makes it one again.
+                let id = (!c.expired()).then(|| c.tls_client());
+                tls::client(&c.trust, CaKind::Host, id.as_ref(), &[b"h2"])
             }
+            (None, RootOfTrust::Local(trust)) => tls::client(trust, CaKind::Host, None, &[b"h2"]),
             (None, RootOfTrust::Pins(pins)) => tls::client_pinned(pins, &[b"h2"]),
             (None, RootOfTrust::FetchedOnce(path)) => {
                 tls::client(&self.fetched(path).await?, CaKind::Host, None, &[b"h2"])

@@ -10,7 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Anonymous connections at the same time.
 const MAX_TOTAL: usize = 4096;
 /// From one source. Many agents may sit behind one address and come back together.
-const MAX_PER_SOURCE: usize = 512;
+const MAX_PER_SOURCE: usize = 256;
+/// Connections passed through to Auth, members' and strangers' alike (only Auth can tell them apart).
+const MAX_PASSED: usize = 16_384;
+/// From one source: every service of every agent behind an address keeps two.
+const MAX_PASSED_PER_SOURCE: usize = 1024;
 /// ClientHellos passed through to agents, per source.
 const DIRECT_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
 const DIRECT_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
@@ -27,6 +31,8 @@ pub(crate) fn source(peer: SocketAddr) -> IpAddr {
 
 pub(crate) struct Budget {
     held: Arc<Mutex<Held>>,
+    max_total: usize,
+    max_per_source: usize,
     direct: DefaultKeyedRateLimiter<IpAddr>,
 }
 
@@ -43,9 +49,21 @@ pub(crate) struct Permit {
 }
 
 impl Budget {
+    /// For those who have not said who they are.
     pub fn new() -> Self {
+        Self::of(MAX_TOTAL, MAX_PER_SOURCE)
+    }
+
+    /// For what is passed through to Auth.
+    pub fn passed() -> Self {
+        Self::of(MAX_PASSED, MAX_PASSED_PER_SOURCE)
+    }
+
+    fn of(max_total: usize, max_per_source: usize) -> Self {
         Budget {
             held: Arc::default(),
+            max_total,
+            max_per_source,
             direct: RateLimiter::keyed(
                 Quota::per_second(DIRECT_PER_SECOND).allow_burst(DIRECT_BURST),
             ),
@@ -56,11 +74,11 @@ impl Budget {
     pub fn enter(&self, peer: SocketAddr) -> Result<Permit, &'static str> {
         let source = source(peer);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.total >= MAX_TOTAL {
+        if held.total >= self.max_total {
             return Err("too many anonymous connections");
         }
         let of_source = held.by_source.entry(source).or_default();
-        if *of_source >= MAX_PER_SOURCE {
+        if *of_source >= self.max_per_source {
             return Err("too many anonymous connections from this address");
         }
         *of_source += 1;

@@ -7,13 +7,16 @@ use postern_tunnel::{Spliced, StreamHeader, TunnelStream, splice};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 /// After the tunnel below was cut, for what has arrived already to be delivered.
 const LAST_BYTES: Duration = Duration::from_secs(2);
+
+/// For an agent to take the ClientHello.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// A TLS alert (RFC 8446, section 6) in a record of its own, fatal: the handshake has not begun.
 #[derive(Clone, Copy)]
@@ -76,7 +79,22 @@ pub(crate) async fn to_auth(shared: &Shared, mut client: TcpStream, hello: Hello
     let copied = async {
         auth.set_nodelay(true)?;
         auth.write_all(&hello.raw).await?;
-        splice(&mut client, &mut auth, &Spliced::default()).await
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_auth, mut to_auth) = auth.split();
+        let down = async {
+            copy(&mut from_auth, &mut to_client).await?;
+            to_client.shutdown().await
+        };
+        let up = async {
+            copy(&mut from_client, &mut to_auth).await?;
+            to_auth.shutdown().await?;
+            std::future::pending().await
+        };
+        // When Auth has hung up there is nothing left to wait for: a client that stays is only holding a place.
+        tokio::select! {
+            done = down => done,
+            done = up => done,
+        }
     };
     match copied.await {
         Ok(()) => "ok",
@@ -122,7 +140,7 @@ pub(crate) async fn to_agent(
         stream.write_all(&hello.raw).await?;
         stream.flush().await
     };
-    if greeted.await.is_err() {
+    if !matches!(timeout(GREETING, greeted).await, Ok(Ok(()))) {
         return "broken";
     }
     match relay(shared, &mut client, stream, std::future::pending()).await {

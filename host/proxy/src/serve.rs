@@ -73,9 +73,8 @@ async fn routed(
     };
     let hello = match begun {
         Begun::Ssh(prefix) => {
-            drop(permit);
             let io = Prefixed::new(prefix, tcp);
-            Box::pin(shared.tunnel.serve_until(io, peer, deadline)).await;
+            Box::pin(shared.tunnel.serve_until(io, peer, deadline, permit)).await;
             return ("ssh", "ok");
         }
         Begun::Tls(hello) => hello,
@@ -89,10 +88,17 @@ async fn routed(
             direct::refuse(tcp, Alert::UnrecognizedName).await;
             "unknown-name"
         }
-        Route::Auth => {
-            drop(permit);
-            Box::pin(direct::to_auth(shared, tcp, hello)).await
-        }
+        Route::Auth => match shared.passed.enter(peer) {
+            Ok(_passed) => {
+                drop(permit);
+                Box::pin(direct::to_auth(shared, tcp, hello)).await
+            }
+            Err(why) => {
+                debug!(%peer, why, "not passed through to Auth");
+                direct::refuse(tcp, Alert::InternalError).await;
+                "over-budget"
+            }
+        },
         Route::Direct(id) => {
             drop(permit);
             Box::pin(direct::to_agent(shared, tcp, peer, id, hello)).await
@@ -135,8 +141,7 @@ async fn terminated(
     };
     match route {
         Route::Tunnel => {
-            drop(permit);
-            Box::pin(shared.tunnel.serve_until(io, peer, deadline)).await;
+            Box::pin(shared.tunnel.serve_until(io, peer, deadline, permit)).await;
             "ok"
         }
         Route::Session => Box::pin(session::serve(shared, io, peer, permit, deadline)).await,

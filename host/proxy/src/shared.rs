@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     pub auth_addr: String,
     pub tunnel: TunnelServer,
     pub budget: Budget,
+    /// What is passed through to Auth.
+    pub passed: Budget,
     pub live: Live,
     pub snapshot: Cache,
     pub trust: watch::Receiver<TrustBundle>,

@@ -91,6 +91,7 @@ impl ProxyServer {
             auth_addr: opts.auth_addr.clone(),
             tunnel,
             budget: Budget::new(),
+            passed: Budget::passed(),
             live: Live::default(),
             snapshot: snapshot.clone(),
             trust,

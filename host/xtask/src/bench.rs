@@ -45,22 +45,6 @@ pub fn run(args: Args) -> Result<()> {
             setup::debian(setup::Package::BENCH)?;
             product::plugins(Profile::Release)?;
             product::binaries(Profile::Release)?;
-            sh::run(&mut sh::cargo(&[
-                "build",
-                "--release",
-                "-p",
-                "postern-tests",
-                "--example",
-                "open_load",
-            ]))?;
-            sh::run(&mut sh::cargo(&[
-                "build",
-                "--release",
-                "-p",
-                "postern-relay",
-                "--example",
-                "relay_bench",
-            ]))?;
         }
         let mut again = sh::cmd(std::env::current_exe()?, &[]);
         again

@@ -39,10 +39,11 @@ pub fn plugins_command(args: PluginArgs) -> Result<()> {
 
 /// Builds `posternd` and `postern`.
 pub fn binaries(profile: Profile) -> Result<()> {
+    // Always the whole workspace: with `-p` cargo would choose other features for the dependencies, and build them again.
     let mut build = sh::cargo(&["build", "--workspace", "--bins"]);
     if profile == Profile::Release {
-        // Only what is measured: the workspace's other programs would be compiled a second time for nothing.
-        build = sh::cargo(&["build", "--release", "-p", "posternd", "-p", "postern"]);
+        // The load generators of the benchmarks are examples.
+        build.args(["--release", "--examples"]);
     }
     sh::run(&mut build)
 }

@@ -53,7 +53,7 @@ impl TunnelServerOptions {
         TunnelServerOptions {
             cluster: cluster.to_owned(),
             max_data: 8192,
-            max_unauthenticated: 256,
+            max_unauthenticated: 1024,
             auth_timeout: Duration::from_secs(10),
             timing: Timing::default(),
         }
@@ -116,16 +116,23 @@ impl TunnelServer {
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.serve_until(io, peer, Instant::now() + self.opts.auth_timeout)
+        self.serve_until(io, peer, Instant::now() + self.opts.auth_timeout, ())
             .await;
     }
 
-    /// The same, where the time until authentication began before.
-    pub async fn serve_until<IO>(&self, io: IO, peer: SocketAddr, auth_deadline: Instant)
-    where
+    /// The same, where the time until authentication began before. `anonymous` is dropped once the peer has
+    /// authenticated: whatever it counts against until then.
+    pub async fn serve_until<IO, A>(
+        &self,
+        io: IO,
+        peer: SocketAddr,
+        auth_deadline: Instant,
+        anonymous: A,
+    ) where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        A: Send,
     {
-        let outcome = match self.serve_inner(io, peer, auth_deadline).await {
+        let outcome = match self.serve_inner(io, peer, auth_deadline, anonymous).await {
             Ok(()) => "ok",
             Err(why) => {
                 debug!(%peer, error = why, "tunnel connection refused");
@@ -135,17 +142,19 @@ impl TunnelServer {
         metrics::counter!("postern_tunnel_connections_total", "outcome" => outcome).increment(1);
     }
 
-    async fn serve_inner<IO>(
+    async fn serve_inner<IO, A>(
         &self,
         io: IO,
         peer: SocketAddr,
         auth_deadline: Instant,
+        anonymous: A,
     ) -> Result<(), String>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        A: Send,
     {
         let Ok(permit) = self.unauthenticated.try_acquire() else {
-            warn!(%peer, limit = self.opts.max_unauthenticated, "too many connections that have not authenticated; dropping one");
+            debug!(%peer, limit = self.opts.max_unauthenticated, "too many connections that have not authenticated; dropping one");
             return Err("too many unauthenticated connections".into());
         };
         let host = self.host.borrow().clone();
@@ -173,6 +182,7 @@ impl TunnelServer {
             .await
             .map_err(|_| "not authenticated in time".to_owned())??;
         drop(permit);
+        drop(anonymous);
         let Authenticated {
             role,
             info,
