@@ -123,7 +123,7 @@ impl World {
 
     /// A file of that many megabytes which the session's login may read.
     pub fn file(&self, mb: u64) -> Result<PathBuf> {
-        let path = self.lab.join("bulk.bin");
+        let path = self.lab.join(&format!("bulk-{mb}.bin"));
         if !path.exists() {
             use std::io::Read;
             let mut from = std::fs::File::open("/dev/urandom")?.take(mb * 1_000_000);
