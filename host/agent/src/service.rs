@@ -31,6 +31,8 @@ use tonic::transport::Channel;
 
 /// Spooled audit events of one service take no more disk than this.
 const SPOOL_BYTES: u64 = 256 << 20;
+/// At an orderly end, for Auth to take the last events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// What all services of the host have in common.
 pub struct Shared {
@@ -192,7 +194,7 @@ async fn run(
             settings,
             offered: offered.clone(),
             held: held.clone(),
-            audit,
+            audit: audit.clone(),
             options: service.clone(),
             own_sockets: shared.own_sockets.clone(),
         });
@@ -212,7 +214,11 @@ async fn run(
         };
         let deliver = spool.deliver(|events| submit(auth.clone(), events));
         tokio::select! {
-            () = sessions.run(incoming, &tunnel, drain.clone(), status) => {}
+            () = async {
+                sessions.run(incoming, &tunnel, drain.clone(), status).await;
+                // What the last sessions ended with shall not wait on disk for the next start.
+                let _ = tokio::time::timeout(LAST_EVENTS, audit.drained()).await;
+            } => {}
             () = renewing => {}
             () = heartbeat(auth.clone(), rejoin.clone(), || beat(&kind, &service.plugin, &offered, &tunnel)) => {}
             () = deliver => {}
