@@ -12,7 +12,7 @@ use crate::pump::{Inbox, Inward, outward};
 use crate::shared::Shared;
 use futures::FutureExt;
 use nix::sys::signal::Signal;
-use postern_audit::Event;
+use postern_audit::{Event, names};
 use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::os::unix::process::ExitStatusExt;
@@ -97,6 +97,8 @@ async fn run(
         }
         Err(why) => {
             tracing::info!(session = shared.ctx.session_id, "session refused: {why}");
+            let rejected = shared.trail.event(names::SESSION_REJECTED);
+            shared.trail.later(rejected.with("reason", &why));
             let end = if has_pty { "\r\n" } else { "\n" };
             let _ = to
                 .extended_data_bytes(1, format!("postern: {why}{end}"))

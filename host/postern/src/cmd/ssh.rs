@@ -78,7 +78,12 @@ pub fn run(global: &Global, args: SshArgs) -> Result<(), Failure> {
     if let Some(login) = login {
         command.arg("-l").arg(login);
     }
-    command.arg("--").arg(dns).args(line.after);
+    // `postern ssh web-1 -- ls` is how many write it; OpenSSH would make the second `--` part of the command.
+    let after = match line.after.split_first() {
+        Some((first, rest)) if first == "--" => rest,
+        _ => &line.after[..],
+    };
+    command.arg("--").arg(dns).args(after);
     // Becomes ssh: exit status, signals and the terminal are its own.
     let e = command.exec();
     Err(Failure::new(match e.kind() {
