@@ -313,8 +313,7 @@ fn a_removed_host_needs_a_new_token() -> Result<()> {
         Ok(service.filter(|s| s["state"] != "up" && s["reason"].to_string().contains("removed")))
     })?;
     // The administrator lifts the lock that keeps its certificates out, and gives it a new token.
-    w.cluster
-        .admin(&["locks", "rm", &format!("host:{host}")])?;
+    w.cluster.admin(&["locks", "rm", &format!("host:{host}")])?;
     agent.stop(wait::LONG)?;
     let config = std::fs::read_to_string(agent.config_path())?;
     agent.write_config(&config.replace(&token, &w.cluster.token("ssh")?))?;
