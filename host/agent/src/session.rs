@@ -22,8 +22,6 @@ use uuid::Uuid;
 const HANDSHAKES: usize = 64;
 /// For the proxy to hear that no new streams are wanted.
 const TOLD: Duration = Duration::from_secs(1);
-/// For Auth to take the last events before the service ends.
-const LAST_EVENTS: Duration = Duration::from_secs(3);
 /// What an anonymous peer has for its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -108,8 +106,6 @@ impl Sessions {
             let _ = tokio::time::timeout(TOLD, tunnel.drain()).await;
             self.tracker.close();
             self.tracker.wait().await;
-            // The last events of these sessions; what is not delivered now waits on disk.
-            let _ = tokio::time::timeout(LAST_EVENTS, self.served.audit.drained()).await;
         };
         tokio::select! {
             () = drained => {}
