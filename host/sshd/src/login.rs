@@ -89,6 +89,9 @@ pub fn accepts_env(opts: &SshdOptions, name: &str, value: &str) -> bool {
         "TERM",
         "POSTERN_SESSION",
     ];
+    // What makes a loader or shell run other code than the command that was decided on, whatever the patterns allow.
+    const STEERS: [&str; 6] = ["BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "IFS"];
+    const STEERING: [&str; 4] = ["SSH_", "LD_", "BASH_FUNC_", "POSTERN_"];
     let well_formed = !name.is_empty()
         && name.len() <= 256
         && value.len() <= 32 << 10
@@ -96,7 +99,8 @@ pub fn accepts_env(opts: &SshdOptions, name: &str, value: &str) -> bool {
         && !value.contains('\0');
     well_formed
         && !OURS.contains(&name)
-        && !name.starts_with("SSH_")
+        && !STEERS.contains(&name)
+        && !STEERING.iter().any(|prefix| name.starts_with(prefix))
         && opts
             .accept_env
             .iter()
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn who_one_is_is_never_the_clients_to_say() {
+    fn who_one_is_and_what_code_runs_is_never_the_clients_to_say() {
         let opts = SshdOptions {
             accept_env: vec!["*".into()],
             ..Default::default()
@@ -168,6 +172,10 @@ mod tests {
             "SHELL",
             "PATH",
             "SSH_CONNECTION",
+            "LD_PRELOAD",
+            "BASH_ENV",
+            "BASH_FUNC_ls%%",
+            "ENV",
             "",
             "A=B",
             "A\0",
