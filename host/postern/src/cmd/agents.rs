@@ -9,7 +9,7 @@ use serde_json::Value;
 /// Agents that joined: hosts, their services, and whether they are alive (on the Auth host)
 ///
 /// An agent is named HOST_ID/SERVICE. Removing one revokes it at once; HOST_ID alone removes all services of the
-/// host and its grant, so that it needs a new token to come back.
+/// host and its grant. It comes back with a new token, once the lock that the removal left is lifted: postern locks rm host:HOST_ID.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  postern agents ls\n  postern agents get 9f86d081884c7d65/ssh\n  postern agents rm 9f86d081884c7d65"
