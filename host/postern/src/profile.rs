@@ -23,6 +23,9 @@ const SSH_KEY: &str = "id_ed25519";
 const SSH_CERT: &str = "id_ed25519-cert.pub";
 const TRUST: &str = "trust.json";
 const KNOWN_HOSTS: &str = "known_hosts";
+/// A certificate with less than this to live, in seconds, is as good as expired: the agent looks at it again once the
+/// connection has got there, and OpenSSH would only say "Permission denied".
+const TO_GET_THERE: i64 = 5;
 /// What logging out deletes.
 const SECRETS: [&str; 4] = [TLS_KEY, SSH_KEY, TLS_CERT, SSH_CERT];
 
@@ -177,7 +180,8 @@ impl Home {
 }
 
 impl Profile {
-    /// Whether the certificates are there and valid at `now`; else since when not, and what to run.
+    /// Whether the certificates are there and valid at `now`, for long enough to open a session with; else since when
+    /// not, and what to run.
     pub fn check_valid(&self, now: i64) -> Result<(), Failure> {
         if self.not_after == 0 {
             return Err(Failure::new(format!(
@@ -191,6 +195,12 @@ impl Profile {
                 "your certificate for cluster {} expired {ago} ({}); run: postern login",
                 self.cluster,
                 when::local(self.not_after)
+            )));
+        }
+        if self.not_after < now + TO_GET_THERE {
+            return Err(Failure::new(format!(
+                "your certificate for cluster {} expires within {TO_GET_THERE} s, too soon to open a session with; run: postern login",
+                self.cluster
             )));
         }
         Ok(())

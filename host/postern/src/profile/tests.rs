@@ -113,6 +113,18 @@ fn an_expired_certificate_says_since_when() {
 }
 
 #[test]
+fn a_certificate_about_to_expire_opens_no_session() {
+    let p = profile();
+    p.check_valid(p.not_after - 5).unwrap();
+    for left in [4, 1] {
+        assert_eq!(
+            p.check_valid(p.not_after - left).unwrap_err().to_string(),
+            "your certificate for cluster demo expires within 5 s, too soon to open a session with; run: postern login"
+        );
+    }
+}
+
+#[test]
 fn a_damaged_profile_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (home, _) = saved(dir.path());
