@@ -1,27 +1,25 @@
-//! Takes streams from a service's tunnel and gives each to the right front: SSH for
+//! Takes streams from a service's tunnels and gives each to the right end: SSH for
 //! plugins of world `ssh`, TLS for the others. Owns the limits on how many there are.
 
 use crate::codec;
 use crate::decide::{Decider, Offered};
 use crate::ssh;
-use crate::status::{ServiceState, ServiceStatus, set_state};
 use postern_audit::Emitter;
 use postern_config as config;
 use postern_membership::{Credentials, Holding};
 use postern_plugin::{Plugin, World};
-use postern_tunnel::{Incoming, StreamHeader, TunnelClient, TunnelStream};
+use postern_tunnel::{StreamHeader, TunnelStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 /// Anonymous handshakes (`direct = true`) under way at once, apart from sessions.
 const HANDSHAKES: usize = 64;
-/// For the proxy to hear that no new streams are wanted.
-const TOLD: Duration = Duration::from_secs(1);
 /// What an anonymous peer has for its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -47,12 +45,16 @@ pub struct Arrival {
     pub session_id: String,
 }
 
-/// The open sessions of a service.
+/// The open sessions of a service, whatever tunnel they came through. Each keeps what it began with; what is served
+/// next is exchanged by [`Sessions::serve`]. Cheap to clone.
+#[derive(Clone)]
 pub struct Sessions {
-    served: Arc<Served>,
+    served: watch::Sender<Arc<Served>>,
     tracker: TaskTracker,
     handshakes: Arc<Semaphore>,
-    slots: Slots,
+    open: Arc<AtomicU64>,
+    /// Told whenever a session has ended.
+    ended: Arc<Notify>,
     /// Ends the sessions when the service goes without waiting for them.
     cut: CancellationToken,
 }
@@ -60,61 +62,45 @@ pub struct Sessions {
 impl Sessions {
     pub fn new(served: Served) -> Self {
         Sessions {
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            slots: Slots {
-                free: Arc::new(Semaphore::new(served.options.limits.max_sessions as usize)),
-                max: served.options.limits.max_sessions,
-            },
+            served: watch::Sender::new(Arc::new(served)),
             tracker: TaskTracker::new(),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            open: Arc::default(),
+            ended: Arc::default(),
             cut: CancellationToken::new(),
-            served: Arc::new(served),
         }
+    }
+
+    /// From now on sessions begin with this.
+    pub fn serve(&self, served: Served) {
+        self.served.send_replace(Arc::new(served));
     }
 
     pub fn open(&self) -> u64 {
         self.tracker.len() as u64
     }
 
-    /// Accepts until drained, then waits for the sessions that are open.
-    pub async fn run(
-        &self,
-        mut incoming: mpsc::Receiver<Incoming>,
-        tunnel: &TunnelClient,
-        drain: CancellationToken,
-        status: &watch::Sender<ServiceStatus>,
-    ) {
-        loop {
-            let next = tokio::select! {
-                next = incoming.recv() => next,
-                () = drain.cancelled() => break,
-            };
-            match next {
-                Some(Incoming { header, stream }) => self.accept(header, stream),
-                None => break,
-            }
-        }
-        set_state(status, ServiceState::Draining, None);
-        // What the proxy sent before it heard of the drain is served all the same.
-        let late = async {
-            while let Some(Incoming { header, stream }) = incoming.recv().await {
-                self.accept(header, stream);
-            }
-            std::future::pending().await
-        };
-        let drained = async {
-            // By then the proxy has been told and sends nothing more; how long the sessions take is for the tracker.
-            let _ = tokio::time::timeout(TOLD, tunnel.drain()).await;
-            self.tracker.close();
-            self.tracker.wait().await;
-        };
-        tokio::select! {
-            () = drained => {}
-            () = late => {}
-        }
+    /// Resolves after a session has ended.
+    pub async fn ended(&self) {
+        self.ended.notified().await;
     }
 
-    fn accept(&self, header: StreamHeader, stream: TunnelStream) {
-        let Some(resource) = self.resource(&header) else {
+    /// Waits until no session is open. Sessions may still be accepted meanwhile.
+    pub async fn none_open(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+        self.tracker.reopen();
+    }
+
+    /// Ends all sessions, now and for good.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Begins a session for a stream of the tunnel, or refuses it.
+    pub fn accept(&self, header: StreamHeader, stream: TunnelStream) {
+        let served = self.served.borrow().clone();
+        let Some(resource) = served.resource(&header) else {
             tracing::warn!(
                 resource = header.resource,
                 kind = header.kind,
@@ -122,7 +108,7 @@ impl Sessions {
             );
             return;
         };
-        let Some(credentials) = self.served.held.borrow().credentials.clone() else {
+        let Some(credentials) = served.held.borrow().credentials.clone() else {
             return;
         };
         // The proxy is not trusted for more than routing: what it says ends up in audit events and checks.
@@ -145,12 +131,20 @@ impl Sessions {
             resource,
             credentials,
         };
-        self.spawn(arrival, handshake);
+        self.spawn(served, arrival, handshake);
     }
 
-    fn spawn(&self, arrival: Arrival, handshake: Option<OwnedSemaphorePermit>) {
-        let (served, cut) = (self.served.clone(), self.cut.clone());
-        let slots = self.slots.clone();
+    fn spawn(
+        &self,
+        served: Arc<Served>,
+        arrival: Arrival,
+        handshake: Option<OwnedSemaphorePermit>,
+    ) {
+        let (cut, ended) = (self.cut.clone(), self.ended.clone());
+        let slots = Slots {
+            open: self.open.clone(),
+            max: served.options.limits.max_sessions,
+        };
         let kind = arrival.resource.id.kind.clone();
         self.tracker.spawn(async move {
             let live = metrics::gauge!("postern_agent_sessions", "kind" => kind.clone());
@@ -172,12 +166,14 @@ impl Sessions {
             if let Err(e) = outcome {
                 tracing::info!(service = served.decider.service, "session: {e}");
             }
+            ended.notify_one();
         });
     }
+}
 
+impl Served {
     fn resource(&self, header: &StreamHeader) -> Option<Offered> {
-        self.served
-            .offered
+        self.offered
             .iter()
             .find(|o| o.id.kind == header.kind && o.id.name == header.resource)
             .cloned()
@@ -185,24 +181,30 @@ impl Sessions {
 }
 
 /// How many sessions a service may have.
-#[derive(Clone)]
 pub struct Slots {
-    free: Arc<Semaphore>,
+    open: Arc<AtomicU64>,
     max: u32,
 }
 
+/// One session's place among them.
+pub struct Slot(Arc<AtomicU64>);
+
 impl Slots {
-    pub fn take(&self) -> Result<OwnedSemaphorePermit, String> {
+    pub fn take(&self) -> Result<Slot, String> {
         let max = self.max;
-        self.free.clone().try_acquire_owned().map_err(|_| {
-            format!("refused: {max} sessions are open, and limits.max_sessions allows no more")
-        })
+        let room = |open| (open < u64::from(max)).then_some(open + 1);
+        match self.open.fetch_update(Relaxed, Relaxed, room) {
+            Ok(_) => Ok(Slot(self.open.clone())),
+            Err(_) => Err(format!(
+                "refused: {max} sessions are open, and limits.max_sessions allows no more"
+            )),
+        }
     }
 }
 
-impl Drop for Sessions {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.cut.cancel();
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -14,7 +14,10 @@ pub struct AgentStatus {
 pub struct ServiceStatus {
     pub name: String,
     pub kind: String,
+    /// Name and version, e.g. `ssh 0.1.0`.
     pub plugin: String,
+    /// Of the plugin file that new connections get, hex.
+    pub sha256: String,
     pub state: ServiceState,
     /// Why it is in that state, where there is something to say.
     pub reason: Option<String>,
@@ -25,6 +28,18 @@ pub struct ServiceStatus {
     pub generation: u64,
     pub not_after_unix: u64,
     pub tunnel_rtt_ms: Option<f64>,
+    /// Draining: when open sessions are ended. Removed: when the keys are deleted. Unix seconds.
+    pub until_unix: Option<u64>,
+    /// The plugin version that was taken back because it trapped.
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// A plugin version that failed its trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    pub version: String,
+    pub sha256: String,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +54,12 @@ pub enum ServiceState {
     Connecting,
     Up,
     Draining,
+    /// Gone from the configuration and drained; its keys are kept for a while, in case it is put back.
+    Removed,
     /// The plugin can't be loaded; nothing is served.
     PluginFailed,
+    /// Something on this host keeps it from running (`reason`); nothing is served.
+    Failed,
 }
 
 impl std::fmt::Display for ServiceState {
@@ -52,18 +71,9 @@ impl std::fmt::Display for ServiceState {
             ServiceState::Connecting => "connecting",
             ServiceState::Up => "up",
             ServiceState::Draining => "draining",
+            ServiceState::Removed => "removed",
+            ServiceState::Failed => "failed",
             ServiceState::PluginFailed => "plugin-failed",
         })
     }
-}
-
-pub(crate) fn set_state(
-    status: &tokio::sync::watch::Sender<ServiceStatus>,
-    state: ServiceState,
-    reason: Option<String>,
-) {
-    status.send_modify(|s| {
-        s.state = state;
-        s.reason = reason;
-    });
 }

@@ -177,6 +177,12 @@ pub mod names {
     pub const JOIN_REFUSED: &str = "agent.join.refused";
     /// A stale generation renewed: two hosts have the same keys.
     pub const AGENT_COPIED: &str = "agent.copied";
+    /// A service of an agent was added, changed or removed by an edit of its configuration (`change`).
+    pub const AGENT_CONFIG: &str = "agent.config";
+    /// A new plugin version trapped too often; the old one is back.
+    pub const AGENT_PLUGIN_ROLLBACK: &str = "agent.plugin_rollback";
+    /// A service was removed and has left the cluster; its names are free.
+    pub const AGENT_LEAVE: &str = "agent.leave";
     /// A session began.
     pub const SESSION_START: &str = "session.start";
     /// A session ended.

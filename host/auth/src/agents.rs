@@ -10,8 +10,8 @@ use postern_api::status::{reasons, refuse};
 use postern_api::v1::agent_service_server::AgentService;
 use postern_api::v1::join_service_server::JoinService;
 use postern_api::v1::{
-    Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Reset, SnapshotEnd,
-    SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
+    Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, LeaveRequest,
+    LeaveResponse, Reset, SnapshotEnd, SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
 };
 use postern_audit::{Event, names};
 use postern_identity::check_label;
@@ -31,7 +31,9 @@ const MAX_RESOURCES: usize = 1000;
 const MAX_LABELS: usize = 64;
 const MAX_EVENTS: usize = 1000;
 /// Events that an agent tells of: names, and beginnings of names. All others are Auth's, or the proxies'.
-const OF_AGENTS: [&str; 6] = [
+const OF_AGENTS: [&str; 8] = [
+    names::AGENT_CONFIG,
+    names::AGENT_PLUGIN_ROLLBACK,
     "session.",
     "exec",
     "port.forward",
@@ -97,6 +99,12 @@ impl AgentService for Agents {
         submit(&self.0, &caller, req.into_inner())
             .await
             .map(Response::new)
+    }
+
+    async fn leave(&self, req: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let caller = caller::agent(&self.0, &req, "AgentService/Leave").await?;
+        crate::admin::leave(&self.0, &caller.id).await?;
+        Ok(Response::new(LeaveResponse {}))
     }
 }
 

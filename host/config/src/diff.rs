@@ -22,7 +22,7 @@ pub enum Change {
     ServiceChanged {
         /// Its name in `[services]`.
         name: String,
-        /// Which keys differ: `plugin`, `kind`, `sha256`, `settings`, `limits`, `join_params`, `ssh`, and of its
+        /// Which keys differ: `plugin`, `kind`, `sha256`, `settings`, `limits`, `rollback`, `join_params`, `ssh`, and of its
         /// resources `resources` (one more or less), `labels`, `direct`, `address`.
         what: Vec<&'static str>,
     },
@@ -165,6 +165,7 @@ fn agent(a: &Agent, b: &Agent) -> Vec<&'static str> {
         ("lock_mode", a.lock_mode == b.lock_mode),
         ("warm_connections", a.warm_connections == b.warm_connections),
         ("drain_timeout", a.drain_timeout == b.drain_timeout),
+        ("forget_after", a.forget_after == b.forget_after),
         ("plugin_dir", a.plugin_dir == b.plugin_dir),
     ])
 }
@@ -188,6 +189,7 @@ fn service(a: &Service, b: &Service) -> Vec<&'static str> {
         ("sha256", a.sha256 == b.sha256),
         ("settings", a.settings == b.settings),
         ("limits", a.limits == b.limits),
+        ("rollback", a.rollback == b.rollback),
         ("join_params", a.join_params == b.join_params),
         ("ssh", a.ssh == b.ssh),
         ("resources", old.keys().eq(new.keys())),

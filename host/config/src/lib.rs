@@ -29,7 +29,7 @@ pub use error::{ConfigError, Diagnostic};
 pub use load::{load, parse, sources};
 pub use model::{
     Agent, Auth, CertFiles, Config, Diag, JoinParams, Limits, LockMode, Log, LogFormat, Proxy,
-    Resource, Service, SshOptions, Transport, UpstreamTls,
+    Resource, Rollback, Service, SshOptions, Transport, UpstreamTls,
 };
 pub use reference::reference;
 pub use secret::{Secret, TokenError};

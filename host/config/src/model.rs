@@ -152,6 +152,10 @@ pub struct Agent {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("format" = "duration"))]
     pub drain_timeout: Duration,
+    /// How long the keys of a removed service are kept after its last session: put back in that time, it is as it was.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub forget_after: Duration,
     /// Where built-in plugins are looked for first. Otherwise: `plugins` beside the program, then
     /// `/usr/lib/postern/plugins`.
     #[schemars(extend("format" = "path"))]
@@ -215,6 +219,9 @@ pub struct Service {
     /// What the plugin may use.
     #[serde(default)]
     pub limits: Limits,
+    /// When a new version of the plugin is taken back.
+    #[serde(default)]
+    pub rollback: Rollback,
     /// How this service joins, where it differs from `[agent]`.
     pub join_params: Option<JoinParams>,
     /// What users reach through this service.
@@ -238,6 +245,18 @@ pub struct Limits {
     /// Sessions of this service at the same time; more are refused.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_sessions: u32,
+}
+
+/// `[services.<name>.rollback]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rollback {
+    /// Of the first `of` connections of a new plugin version, so many may trap; with one more the old version is back.
+    #[schemars(range(min = 0, max = 1000))]
+    pub traps: u32,
+    /// How many of its first connections are watched; 0 watches none.
+    #[schemars(range(min = 0, max = 1000))]
+    pub of: u32,
 }
 
 /// `[[services.<name>.resources]]`
@@ -314,6 +333,7 @@ impl Default for Agent {
             lock_mode: LockMode::BestEffort,
             warm_connections: 1,
             drain_timeout: Duration::from_secs(3600),
+            forget_after: Duration::from_secs(600),
             plugin_dir: None,
         }
     }
@@ -326,6 +346,12 @@ impl Default for Limits {
             cpu_ms_per_call: 200,
             max_sessions: 4096,
         }
+    }
+}
+
+impl Default for Rollback {
+    fn default() -> Self {
+        Rollback { traps: 3, of: 10 }
     }
 }
 
@@ -351,6 +377,7 @@ impl Default for Service {
             sha256: None,
             settings: toml::Table::new(),
             limits: Limits::default(),
+            rollback: Rollback::default(),
             join_params: None,
             resources: Vec::new(),
             ssh: SshOptions::default(),

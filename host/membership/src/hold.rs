@@ -55,8 +55,16 @@ impl Holding {
 /// `rejoin` says that Auth takes them no longer.
 pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>, rejoin: Arc<Notify>) {
     let mut held = stored(&joiner, &tx);
+    if held.as_ref().is_some_and(|c| !joiner.trusts(c)) {
+        tracing::warn!(
+            service = joiner.service,
+            "none of the pins in ca_pin is a CA of the cluster that was joined; joining anew"
+        );
+        held = None;
+    }
+    // Those for other names serve until the answer is there: what they name is what users know.
     if let Some(c) = &held
-        && c.fit(&joiner.kind, &joiner.names)
+        && c.kind == joiner.kind
         && !c.expired()
     {
         publish(&tx, c);
@@ -137,8 +145,18 @@ async fn wait_or_new_token(joiner: &Joiner, wait: Duration) {
 }
 
 fn publish(tx: &watch::Sender<Holding>, c: &Credentials) {
-    tx.send_replace(Holding {
-        credentials: Some(Arc::new(c.clone())),
-        failed: None,
+    // The same again (a task that took over) is no news.
+    tx.send_if_modified(|h| {
+        let known = h.credentials.as_ref().is_some_and(|old| {
+            (old.generation, old.issued_unix, old.not_after_unix)
+                == (c.generation, c.issued_unix, c.not_after_unix)
+                && old.ssh_client_cert == c.ssh_client_cert
+        });
+        let news = !known || h.failed.is_some();
+        h.failed = None;
+        if !known {
+            h.credentials = Some(Arc::new(c.clone()));
+        }
+        news
     });
 }

@@ -42,7 +42,7 @@ pub enum TokenSource {
 }
 
 /// By what Auth is recognised before the service holds a trust bundle of its own.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub enum RootOfTrust {
     Pins(Vec<CaPin>),
     /// Auth runs in this process.
@@ -142,6 +142,15 @@ impl Joiner {
             .accept(&credentials)
             .map_err(|source| self.store(source))?;
         Ok(credentials)
+    }
+
+    /// Whether what is held was issued by an Auth that is (still) trusted: where none of the pins configured now is
+    /// among its CAs, it is another cluster's, and joining begins anew.
+    pub fn trusts(&self, held: &Credentials) -> bool {
+        match &self.root {
+            RootOfTrust::Pins(pins) => held.trust.host_pins().iter().any(|p| pins.contains(p)),
+            RootOfTrust::Local(_) | RootOfTrust::FetchedOnce(_) => true,
+        }
     }
 
     /// A digest of the token as it is configured now: a change of it is worth an attempt at once.

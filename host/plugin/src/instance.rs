@@ -3,7 +3,7 @@
 use crate::error::{Cause, PluginError, TrapKind};
 use crate::logging::{GuestStdio, LogSink};
 use crate::meter::{CpuExceeded, Meter, WaitedTooLong};
-use crate::plugin::Loaded;
+use crate::plugin::{First, FirstGuard, Loaded};
 use crate::ticker::Running;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,8 @@ pub(crate) struct Live {
     log: LogSink,
     /// Taken out during each call: a call that fails, or is dropped half way, takes the store with it.
     store: Option<Store<Ctx>>,
+    /// Of a connection among the first that are watched.
+    first: Option<FirstGuard>,
 }
 
 impl Live {
@@ -148,7 +150,12 @@ impl Live {
                 Box::pin(tokio::task::yield_now()),
             ))
         });
+        // Questions about the plugin itself are no connections.
+        let first = (!session.is_empty())
+            .then(|| First::begin(&plugin))
+            .flatten();
         Live {
+            first,
             plugin,
             session: session.into(),
             meter,
@@ -194,6 +201,7 @@ impl Live {
         self.plugin.metrics.failed(error.trap());
         if error.trap().is_some() {
             tracing::warn!(target: "postern::plugin", "{error}");
+            self.trapped();
         }
         Err(error)
     }
@@ -275,7 +283,17 @@ impl Live {
         self.store = None;
         let e = self.error(cause);
         self.plugin.metrics.failed(e.trap());
+        if e.trap().is_some() {
+            self.trapped();
+        }
         e
+    }
+
+    /// Counted once: nothing can be called afterwards.
+    fn trapped(&mut self) {
+        if let Some(first) = self.first.take() {
+            first.trapped();
+        }
     }
 }
 

@@ -32,7 +32,7 @@ mod types;
 pub use codec::Codec;
 pub use error::{Cause, PluginError, SettingsProblem, TrapKind};
 pub use load::Runtime;
-pub use plugin::Plugin;
+pub use plugin::{FirstConnections, Plugin};
 pub use ssh::SshGuard;
 pub use trusted::trusted_path;
 pub use types::*;

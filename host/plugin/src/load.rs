@@ -8,7 +8,7 @@ use crate::inspect::{PACKAGE, VERSION, check_description, check_header, unknown,
 use crate::instance::{Ctx, Live, call};
 use crate::logging::Limiter;
 use crate::metrics::Metrics;
-use crate::plugin::{Loaded, Parts, Plugin, Service};
+use crate::plugin::{First, Loaded, Parts, Plugin, Service};
 use crate::ticker::Ticker;
 use crate::trusted::trusted_path;
 use crate::types::{Description, Limits, Origin, PluginSource, RuntimeOptions, World};
@@ -76,6 +76,22 @@ impl Runtime {
         self.describe(name, ready, limits).await
     }
 
+    /// The sha256 (hex) of what is in the file now, without loading it. Errors: it can't be read, must not be trusted, or
+    /// is not what it is pinned to.
+    pub async fn digest(&self, source: &PluginSource) -> Result<String, PluginError> {
+        let name = short_name(&source.name);
+        let source = source.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let (file, bytes) = read(&source)?;
+            pinned(&source, &file, &bytes)
+        });
+        let digest = read.await.unwrap_or_else(|e| {
+            let why = format!("reading it panicked: {e}");
+            Err(Cause::Host { why })
+        });
+        digest.map_err(|cause| PluginError::new(&name, cause))
+    }
+
     /// Asks the component who it is, and puts the parts together.
     async fn describe(
         &self,
@@ -97,6 +113,7 @@ impl Runtime {
             ticker: s.ticker.clone(),
             metrics: Metrics::new(&name, version),
             log_limiter: Arc::new(Limiter::new()),
+            first: First::default(),
         };
         let mut live = Live::new(Arc::new(loaded("unknown", unknown(ready.world))), "");
         let pre = &ready.base;
@@ -129,20 +146,7 @@ struct Ready {
 impl Shared {
     fn prepare(&self, source: &PluginSource, limits: Limits) -> Result<Ready, Cause> {
         let (file, bytes) = read(source)?;
-        let digest = sha256(&bytes);
-        if let Some(pin) = &source.sha256 {
-            let expected = pin
-                .strip_prefix("sha256:")
-                .unwrap_or(pin)
-                .to_ascii_lowercase();
-            if expected != digest {
-                return Err(Cause::PinMismatch {
-                    file,
-                    expected,
-                    actual: digest,
-                });
-            }
-        }
+        let digest = pinned(source, &file, &bytes)?;
         check_header(&file, &bytes)?;
         let (component, engine, linker) = self.compile(&file, &digest, &bytes, limits)?;
         let exports: Vec<String> = component
@@ -214,6 +218,21 @@ impl Shared {
             });
         }
         Ok((component, e.on_demand.clone(), &self.on_demand))
+    }
+}
+
+/// The digest of `bytes`, which must be the one that `source` is pinned to.
+fn pinned(source: &PluginSource, file: &str, bytes: &[u8]) -> Result<String, Cause> {
+    let digest = sha256(bytes);
+    let pin = source.sha256.as_deref();
+    let expected = pin.map(|pin| pin.strip_prefix("sha256:").unwrap_or(pin).to_ascii_lowercase());
+    match expected {
+        Some(expected) if expected != digest => Err(Cause::PinMismatch {
+            file: file.to_owned(),
+            expected,
+            actual: digest,
+        }),
+        _ => Ok(digest),
     }
 }
 

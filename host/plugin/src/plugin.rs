@@ -10,6 +10,7 @@ use crate::ssh::SshGuard;
 use crate::ticker::Ticker;
 use crate::types::{Description, Limits, SshSessionInfo, World};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// One version of one component, ready to serve connections. Cheap to clone: sessions keep the version they began with.
 #[derive(Clone)]
@@ -43,6 +44,48 @@ pub(crate) struct Loaded {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) metrics: Metrics,
     pub(crate) log_limiter: Arc<Limiter>,
+    pub(crate) first: First,
+}
+
+/// The first connections of a plugin, where somebody watches them.
+#[derive(Default)]
+pub(crate) struct First {
+    watched: AtomicU64,
+    begun: AtomicU64,
+    ended: AtomicU64,
+    trapped: AtomicU64,
+}
+
+/// One connection among the first; counts as ended when dropped.
+pub(crate) struct FirstGuard(Arc<Loaded>);
+
+impl First {
+    /// `None` for one that is not among the watched.
+    pub(crate) fn begin(plugin: &Arc<Loaded>) -> Option<FirstGuard> {
+        let first = &plugin.first;
+        let watched = first.watched.load(Relaxed);
+        (watched > 0 && first.begun.fetch_add(1, Relaxed) < watched)
+            .then(|| FirstGuard(plugin.clone()))
+    }
+}
+
+impl FirstGuard {
+    pub(crate) fn trapped(&self) {
+        self.0.first.trapped.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for FirstGuard {
+    fn drop(&mut self) {
+        self.0.first.ended.fetch_add(1, Relaxed);
+    }
+}
+
+/// What became of the connections that [`Plugin::watch_first`] watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstConnections {
+    pub ended: u64,
+    pub trapped: u64,
 }
 
 impl std::fmt::Debug for Plugin {
@@ -78,6 +121,29 @@ impl Plugin {
     /// The file it came from, for messages.
     pub fn file(&self) -> &str {
         &self.0.loaded.file
+    }
+
+    /// What an instance may use.
+    pub fn limits(&self) -> Limits {
+        self.0.loaded.limits
+    }
+
+    /// Watches the next `n` connections from now on.
+    pub fn watch_first(&self, n: u64) {
+        let first = &self.0.loaded.first;
+        for counter in [&first.begun, &first.ended, &first.trapped] {
+            counter.store(0, Relaxed);
+        }
+        first.watched.store(n, Relaxed);
+    }
+
+    /// How the watched connections went so far.
+    pub fn first_connections(&self) -> FirstConnections {
+        let first = &self.0.loaded.first;
+        FirstConnections {
+            ended: first.ended.load(Relaxed),
+            trapped: first.trapped.load(Relaxed),
+        }
     }
 
     /// Asks the plugin whether it accepts these settings (a JSON object), on an instance of its own. Must be asked before

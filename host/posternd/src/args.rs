@@ -25,6 +25,10 @@ pub enum Command {
     Check(CheckArgs),
     /// Show what the running daemon does: services, joins, tunnels, sessions.
     Status(StatusArgs),
+    /// Make the running daemon read its configuration now, and say what changed or why nothing did.
+    ///
+    /// It does so by itself when a file changes; this waits for the outcome.
+    Reload(ReloadArgs),
     /// A whole cluster on loopback in a throw-away directory, with a user who is logged in.
     Dev(DevArgs),
 }
@@ -46,6 +50,24 @@ pub struct CheckArgs {
     /// The configuration file to check.
     #[arg(value_name = "FILE", default_value = "/etc/postern/postern.toml")]
     pub config: PathBuf,
+    /// Show what it would change in the daemon that runs now. Needs the daemon of the same data_dir.
+    #[arg(long)]
+    pub against_running: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ReloadArgs {
+    /// Which daemon: its configuration file.
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/postern/postern.toml"
+    )]
+    pub config: PathBuf,
+    /// The data directory, where the configuration file can't be read at the moment.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -58,6 +80,9 @@ pub struct StatusArgs {
         default_value = "/etc/postern/postern.toml"
     )]
     pub config: PathBuf,
+    /// The data directory, where the configuration file can't be read at the moment.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
     /// For machines.
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,8 @@
 //! `posternd check FILE`.
 
 use crate::args::CheckArgs;
+use crate::{diag, reload_command};
+use anyhow::Context;
 
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let config = postern_config::load(&args.config)?;
@@ -27,5 +29,19 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         runs.join(", ")
     };
     println!("{}: valid; it runs {runs}", args.config.display());
+    if !args.against_running {
+        return Ok(());
+    }
+    let file = std::path::absolute(&args.config).context("--against-running")?;
+    let body = file.to_str().context("the path is not UTF-8")?.to_owned();
+    let lines = reload_command::ask(&diag::address(&config), "/compare", body)?;
+    if lines.is_empty() {
+        println!("it changes nothing in the running daemon");
+    } else {
+        println!("in the running daemon it changes:");
+    }
+    for line in lines {
+        println!("  {line}");
+    }
     Ok(())
 }

@@ -3,8 +3,10 @@
 
 use crate::diag::{self, Diag, Status};
 use crate::lockfile::DataDirLock;
+use crate::log;
+use crate::reload::{Reload, Reloading};
 use anyhow::Context;
-use postern_agent::{Agent, Local};
+use postern_agent::{Agent, AgentView, Local};
 use postern_auth::{AuthOptions, AuthServer};
 use postern_config::Config;
 use postern_proxy::{JoinSource, ProxyOptions, ProxyServer};
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// Everything that runs in this process. Dropping it stops all of it at once.
 pub struct Daemon {
     parts: Arc<Parts>,
+    reloading: Reloading,
     diag: Diag,
     stop: CancellationToken,
     _lock: DataDirLock,
@@ -29,11 +32,37 @@ pub struct Parts {
     pub since: jiff::Timestamp,
     pub auth: Option<AuthServer>,
     pub proxy: Option<ProxyServer>,
-    pub agent: Option<Agent>,
+    pub agent: AgentView,
+    pub reload: Reload,
+}
+
+/// What the agent is told of the process around it.
+pub struct Surroundings {
+    trust: Option<postern_identity::TrustBundle>,
+    proxy_addr: Option<String>,
+    listeners: Vec<SocketAddr>,
+}
+
+impl Surroundings {
+    /// For this configuration.
+    pub async fn local(&self, config: &Config) -> Local {
+        let diag = diag::tcp_addresses(config).await;
+        Local {
+            trust: self.trust.clone(),
+            proxy_addr: self.proxy_addr.clone(),
+            own_sockets: self.listeners.iter().copied().chain(diag).collect(),
+            http_proxy: config.agent.as_ref().and_then(|a| http_proxy(&a.proxy)),
+        }
+    }
 }
 
 impl Daemon {
-    pub async fn start(config: &Config, path: &Path) -> anyhow::Result<Self> {
+    /// `log`: where a changed `[log]` is applied.
+    pub async fn start(
+        config: &Config,
+        path: &Path,
+        log: Option<log::Handle>,
+    ) -> anyhow::Result<Self> {
         let lock = DataDirLock::take(&config.data_dir)?;
         let metrics = diag::install_metrics()?;
         let stop = CancellationToken::new();
@@ -57,33 +86,32 @@ impl Daemon {
             None => None,
             Some(_) => Some(start_proxy(config, auth.as_ref(), stop.child_token()).await?),
         };
-        let agent = if config.services.is_empty() {
-            None
-        } else {
-            let local = Local {
-                trust: auth.as_ref().map(AuthServer::trust),
-                proxy_addr: proxy.as_ref().map(|p| dialable(p.local_addr())),
-                own_sockets: auth
-                    .iter()
-                    .map(AuthServer::local_addr)
-                    .chain(proxy.iter().map(ProxyServer::local_addr))
-                    .chain(diag::tcp_addresses(config).await)
-                    .collect(),
-                http_proxy: config.agent.as_ref().and_then(|a| http_proxy(&a.proxy)),
-            };
-            Some(Agent::start(config, local)?)
+        let surroundings = Surroundings {
+            trust: auth.as_ref().map(AuthServer::trust),
+            proxy_addr: proxy.as_ref().map(|p| dialable(p.local_addr())),
+            listeners: auth
+                .iter()
+                .map(AuthServer::local_addr)
+                .chain(proxy.iter().map(ProxyServer::local_addr))
+                .collect(),
         };
+        let agent = Agent::new(config)?;
+        let view = agent.view();
+        let (reloading, reload) =
+            Reloading::start(config.clone(), path, agent, surroundings, log);
         let parts = Arc::new(Parts {
             cluster: config.cluster.clone(),
             config: path.display().to_string(),
             since: jiff::Timestamp::now(),
             auth,
             proxy,
-            agent,
+            agent: view,
+            reload,
         });
         let diag = Diag::start(&diag::address(config), &parts, metrics).await?;
         Ok(Daemon {
             parts,
+            reloading,
             diag,
             stop,
             _lock: lock,
@@ -98,6 +126,11 @@ impl Daemon {
         self.parts.status()
     }
 
+    /// Where a reload is asked for.
+    pub fn reload(&self) -> Reload {
+        self.parts.reload.clone()
+    }
+
     /// Resolves when the diagnostic socket can't go on; the other parts heal themselves.
     pub async fn died(&mut self) -> anyhow::Error {
         self.diag.died().await
@@ -106,20 +139,25 @@ impl Daemon {
     /// Lets sessions end: the agent's own first, then those that pass through the proxy.
     pub async fn drain(self, timeout: Duration) {
         let Daemon {
-            parts, diag, stop, ..
+            parts,
+            mut reloading,
+            diag,
+            stop,
+            ..
         } = self;
         drop(diag);
+        let agent = reloading.stop().await;
         // The diagnostic tasks are gone, so nobody else holds the parts.
         let Some(parts) = Arc::into_inner(parts) else {
             stop.cancel();
             return;
         };
         if let Some(proxy) = &parts.proxy
-            && parts.agent.is_none()
+            && parts.agent.status().is_none()
         {
             proxy.drain(timeout).await;
         }
-        if let Some(agent) = parts.agent {
+        if let Some(agent) = agent {
             agent.drain(timeout).await;
         }
         stop.cancel();
@@ -138,9 +176,10 @@ impl Parts {
             pid: std::process::id(),
             since: self.since.to_string(),
             config: self.config.clone(),
+            config_state: self.reload.state(),
             auth: self.auth.as_ref().map(|a| a.local_addr().to_string()),
             proxy: self.proxy.as_ref().map(|p| p.local_addr().to_string()),
-            agent: self.agent.as_ref().map(Agent::status),
+            agent: self.agent.status(),
             ready: not_ready.is_empty(),
             not_ready,
         }
@@ -148,8 +187,7 @@ impl Parts {
 
     pub fn not_ready(&self) -> Vec<String> {
         let proxy = self.proxy.iter().flat_map(ProxyServer::readiness);
-        let agent = self.agent.iter().flat_map(Agent::not_ready);
-        proxy.chain(agent).collect()
+        proxy.chain(self.agent.not_ready()).collect()
     }
 }
 

@@ -45,7 +45,7 @@ async fn serve(dir: &Path) -> anyhow::Result<()> {
     let login = login_name()?;
     let path = write_config(dir)?;
     let config = postern_config::load(&path)?;
-    let mut daemon = Daemon::start(&config, &path).await?;
+    let mut daemon = Daemon::start(&config, &path, None).await?;
     tokio::select! {
         said = introduce(dir, &config, &daemon, &login) => said?,
         _ = term.recv() => return Ok(()),

@@ -1,9 +1,11 @@
 //! The diagnostic socket: `/healthz`, `/readyz`, `/metrics`, and `/status` for
-//! `posternd status`. A Unix socket (0600) by default: nobody has to log in here.
+//! `posternd status`. A Unix socket (0600) by default: nobody has to log in here. What changes something, or reads a
+//! file for the caller (`/reload`, `/compare`), is only served there.
 
 use crate::daemon::Parts;
+use crate::reload::ConfigState;
 use anyhow::Context;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -25,6 +27,10 @@ use tokio::task::JoinSet;
 /// Peers served at once; more wait.
 const PEERS: usize = 16;
 const REQUEST: Duration = Duration::from_secs(10);
+/// A reload compiles plugins.
+const RELOAD: Duration = Duration::from_secs(300);
+/// Of a request's body: a path.
+const MAX_BODY: usize = 4096;
 
 /// What `/status` says, and `posternd status` shows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +40,7 @@ pub struct Status {
     pub pid: u32,
     pub since: String,
     pub config: String,
+    pub config_state: ConfigState,
     pub auth: Option<String>,
     pub proxy: Option<String>,
     pub agent: Option<AgentStatus>,
@@ -119,6 +126,17 @@ impl Drop for Diag {
     }
 }
 
+/// The address of the daemon with this configuration, or with this data directory where the file can't be read.
+pub fn of(config: &Path, data_dir: Option<&Path>) -> anyhow::Result<String> {
+    if let Some(dir) = data_dir {
+        return Ok(format!("unix:{}", dir.join("posternd.sock").display()));
+    }
+    let config = postern_config::load(config).context(
+        "the configuration on disk says where the daemon listens, and is not valid; name its data directory with --data-dir",
+    )?;
+    Ok(address(&config))
+}
+
 enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -128,6 +146,11 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Listener {
+    /// Whether only this host's administrator can reach it.
+    fn private(&self) -> bool {
+        matches!(self, Listener::Unix(_))
+    }
+
     async fn accept(&self) -> std::io::Result<Box<dyn Io>> {
         Ok(match self {
             Listener::Unix(l) => Box::new(l.accept().await?.0),
@@ -142,6 +165,7 @@ async fn accept(
     metrics: PrometheusHandle,
 ) -> std::io::Error {
     let mut peers = JoinSet::new();
+    let private = listener.private();
     // Histograms and counters want a regular sweep, or they grow between two scrapes.
     let mut sweep = tokio::time::interval(Duration::from_secs(5));
     loop {
@@ -149,7 +173,8 @@ async fn accept(
             accepted = listener.accept(), if peers.len() < PEERS => match accepted {
                 Ok(stream) => {
                     let (parts, metrics) = (parts.clone(), metrics.clone());
-                    peers.spawn(tokio::time::timeout(REQUEST, serve(stream, parts, metrics)));
+                    let served = serve(stream, parts, metrics, private);
+                    peers.spawn(tokio::time::timeout(RELOAD, served));
                 }
                 Err(e) => return e,
             },
@@ -159,16 +184,68 @@ async fn accept(
     }
 }
 
-async fn serve(stream: Box<dyn Io>, parts: Weak<Parts>, metrics: PrometheusHandle) {
+async fn serve(
+    stream: Box<dyn Io>,
+    parts: Weak<Parts>,
+    metrics: PrometheusHandle,
+    private: bool,
+) {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(request.uri().path(), &parts, &metrics);
-        async { Ok::<_, Infallible>(answer) }
+        let (parts, metrics) = (&parts, &metrics);
+        async move {
+            let answer = if request.method() == Method::POST {
+                act(request, parts, private).await
+            } else {
+                answer(request.uri().path(), parts, metrics)
+            };
+            Ok::<_, Infallible>(answer)
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(REQUEST)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(e) = served {
         tracing::debug!("diagnostic request: {e}");
+    }
+}
+
+/// What changes something.
+async fn act(
+    request: Request<Incoming>,
+    parts: &Weak<Parts>,
+    private: bool,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    if !matches!(path.as_str(), "/reload" | "/compare") {
+        return text(
+            StatusCode::NOT_FOUND,
+            "there are /reload and /compare to post to\n".into(),
+        );
+    }
+    if !private {
+        let why = "only served on a Unix socket; send SIGHUP instead, or set diag.listen to one\n";
+        return text(StatusCode::FORBIDDEN, why.into());
+    }
+    let body = http_body_util::Limited::new(request.into_body(), MAX_BODY).collect();
+    let Ok(Ok(body)) = tokio::time::timeout(REQUEST, body).await else {
+        return text(StatusCode::BAD_REQUEST, "the body did not come\n".into());
+    };
+    let Some(reload) = parts.upgrade().map(|p| p.reload.clone()) else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
+    };
+    let outcome = match path.as_str() {
+        "/reload" => reload.now().await,
+        _ => {
+            let file = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+            reload.compare(PathBuf::from(file)).await
+        }
+    };
+    match serde_json::to_string(&outcome) {
+        Ok(json) => text(StatusCode::OK, json),
+        Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
     }
 }
 
@@ -200,28 +277,46 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// One GET, for `posternd status`.
-pub async fn get(listen: &str, path: &str) -> anyhow::Result<String> {
+/// Runs one exchange, for a command.
+pub fn blocking<T>(exchange: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(exchange)
+}
+
+/// One request, for the commands that ask the daemon.
+pub async fn request(
+    listen: &str,
+    method: Method,
+    path: &str,
+    body: String,
+) -> anyhow::Result<String> {
     let stream: Box<dyn Io> = match listen.parse()? {
         Address::Unix(socket) => Box::new(UnixStream::connect(socket).await?),
         Address::Tcp { .. } => Box::new(TcpStream::connect(listen).await?),
     };
+    let limit = if method == Method::POST {
+        RELOAD
+    } else {
+        REQUEST
+    };
     let exchange = async {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", "posternd")
-            .body(Full::<Bytes>::default())?;
+            .body(Full::new(Bytes::from(body)))?;
         let fetched = async {
             let body = sender.send_request(request).await?.into_body();
             anyhow::Ok(body.collect().await?.to_bytes())
         };
-        tokio::select! {
-            body = fetched => body,
-            _ = connection => anyhow::bail!("the connection was closed"),
-        }
+        let (body, _) = tokio::join!(fetched, connection);
+        body
     };
-    let body = tokio::time::timeout(REQUEST, exchange).await??;
+    let body = tokio::time::timeout(limit, exchange).await??;
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 

@@ -10,6 +10,8 @@ mod dev;
 mod diag;
 mod lockfile;
 mod log;
+mod reload;
+mod reload_command;
 mod start;
 mod status;
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         args::Command::Start(a) => start::run(&a),
         args::Command::Check(a) => check::run(&a),
         args::Command::Status(a) => status::run(&a),
+        args::Command::Reload(a) => reload_command::run(&a),
         args::Command::Dev(a) => dev::run(&a),
     };
     match outcome {

@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub fn run(args: &StartArgs) -> anyhow::Result<()> {
     let config = postern_config::load(&args.config)?;
-    log::init(&config.log)?;
-    runtime()?.block_on(serve(&config, &args.config))
+    let log = log::init(&config.log)?;
+    runtime()?.block_on(serve(&config, &args.config, log))
 }
 
 /// The runtime of the daemon.
@@ -20,23 +20,33 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-async fn serve(config: &Config, path: &Path) -> anyhow::Result<()> {
+async fn serve(config: &Config, path: &Path, log: log::Handle) -> anyhow::Result<()> {
     // Before anything listens, so that an early signal is not the default one.
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
+    let mut hup = signal(SignalKind::hangup())?;
     for warning in postern_config::warnings(config) {
         tracing::warn!("{warning}");
     }
     let mut daemon = tokio::select! {
-        started = Daemon::start(config, path) => started?,
+        started = Daemon::start(config, path, Some(log)) => started?,
         _ = term.recv() => return Ok(()),
         _ = int.recv() => return Ok(()),
     };
     sd_notify::notify(false, &[sd_notify::NotifyState::Ready]).ok();
-    let name = tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-        died = daemon.died() => return Err(died),
+    let reload = daemon.reload();
+    let name = loop {
+        tokio::select! {
+            _ = term.recv() => break "SIGTERM",
+            _ = int.recv() => break "SIGINT",
+            died = daemon.died() => return Err(died),
+            _ = hup.recv() => {
+                tracing::info!("SIGHUP: reading the configuration");
+                // What came of it is logged there; a long compilation must not delay other signals.
+                let reload = reload.clone();
+                tokio::spawn(async move { reload.now().await });
+            }
+        }
     };
     tracing::info!(
         "{name}: no new sessions; waiting up to {} for the open ones (again to stop at once)",

@@ -4,14 +4,12 @@ use crate::args::StatusArgs;
 use crate::diag::{self, Status};
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
+use http::Method;
+use postern_agent::{ServiceState, ServiceStatus};
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let config = postern_config::load(&args.config)?;
-    let listen = diag::address(&config);
-    let body = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(diag::get(&listen, "/status"))
+    let listen = diag::of(&args.config, args.data_dir.as_deref())?;
+    let body = diag::blocking(diag::request(&listen, Method::GET, "/status", String::new()))
         .with_context(|| {
             format!("no daemon answers at {listen}; is posternd running with this configuration?")
         })?;
@@ -30,6 +28,13 @@ fn render(s: &Status) -> String {
         "posternd {} · cluster {} · pid {} · running since {}\nconfiguration {}\n",
         s.version, s.cluster, s.pid, s.since, s.config
     );
+    if let Some(why) = &s.config_state.invalid {
+        out += &format!(
+            "running the configuration of {}; the file on disk is invalid: {}\n",
+            clock(s.config_state.since),
+            why.replace('\n', "\n  ")
+        );
+    }
     if let Some(addr) = &s.auth {
         out += &format!("Auth Service on {addr}\n");
     }
@@ -66,6 +71,9 @@ fn render(s: &Status) -> String {
             ]);
         }
         out += &format!("{table}\n");
+        for line in agent.services.iter().filter_map(remarks) {
+            out += &format!("{line}\n");
+        }
     }
     if s.ready {
         out += "\nready\n";
@@ -76,4 +84,34 @@ fn render(s: &Status) -> String {
         }
     }
     out
+}
+
+/// What the table has no room for.
+fn remarks(s: &ServiceStatus) -> Option<String> {
+    let until = s
+        .until_unix
+        .and_then(|t| jiff::Timestamp::from_second(i64::try_from(t).ok()?).ok())
+        .map(clock);
+    let state = match (s.state, until) {
+        (ServiceState::Draining, Some(until)) => Some(format!(
+            "takes no new sessions; the open ones are ended at {until}"
+        )),
+        (ServiceState::Removed, Some(until)) => Some(format!(
+            "its keys are deleted at {until}; put back before that it is as it was"
+        )),
+        _ => s.reason.clone().filter(|_| s.state == ServiceState::Up),
+    };
+    let renewal = s
+        .renewal_failed
+        .as_ref()
+        .map(|why| format!("what it holds stays in use, but new credentials are refused: {why}"));
+    let back = s.rolled_back.as_ref().map(|r| r.reason.clone());
+    let all: Vec<String> = [state, renewal, back].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| format!("  {}: {}", s.name, all.join("; ")))
+}
+
+/// A time of this day, where the host is.
+fn clock(at: jiff::Timestamp) -> String {
+    let at = at.to_zoned(jiff::tz::TimeZone::system());
+    at.strftime("%H:%M:%S").to_string()
 }

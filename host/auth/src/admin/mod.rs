@@ -3,6 +3,8 @@
 mod objects;
 mod remove;
 
+pub use remove::leave;
+
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream};

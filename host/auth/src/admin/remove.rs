@@ -4,6 +4,7 @@
 use postern_access::{Lock, Role};
 use postern_api::status::{reasons, refuse};
 use postern_api::v1::RemoveRequest;
+use postern_audit::names;
 use postern_identity::{AgentIdentity, check_host_id};
 use tonic::{Code, Status};
 
@@ -125,6 +126,40 @@ async fn try_remove_user(state: &Shared, name: &str) -> Result<bool, KvError> {
     state.kv.commit(txn).await.map(|_| true)
 }
 
+/// A service leaves of itself: its record and its names go, the host's grant stays, and nothing is locked.
+pub async fn leave(state: &Shared, id: &AgentIdentity) -> Result<(), Status> {
+    for _ in 0..ATTEMPTS {
+        match take_away(state, &id.host_id, Some(&id.service), Why::Left).await {
+            Ok(gone) => {
+                if !gone.is_empty() {
+                    let event = state
+                        .event(names::AGENT_LEAVE)
+                        .with("host_id", &id.host_id)
+                        .with("service", &id.service);
+                    state.record(event).await;
+                }
+                return Ok(());
+            }
+            Err(AuthError::Kv(KvError::Conflict { .. })) => {}
+            Err(e) => return Err(error::failed("take the service off the records", e)),
+        }
+    }
+    Err(refuse(
+        Code::Unavailable,
+        reasons::BUSY,
+        "the service keeps joining while it leaves; try again",
+    ))
+}
+
+/// Why an agent's record goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// An administrator removed it: its certificates must stop working at once.
+    Removed,
+    /// It said goodbye.
+    Left,
+}
+
 /// `<host_id>/<service>`, or `<host_id>` for everything of a host and its grant. Returns the services removed.
 async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status> {
     let (host_id, service) = name
@@ -136,7 +171,7 @@ async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status>
         ))
     })?;
     for _ in 0..ATTEMPTS {
-        match try_remove_agent(state, host_id, service).await {
+        match take_away(state, host_id, service, Why::Removed).await {
             Ok(removed) if removed.is_empty() => return Err(not_found("agent", name)),
             Ok(removed) => return Ok(removed),
             // A join or renewal came between.
@@ -151,10 +186,11 @@ async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status>
     ))
 }
 
-async fn try_remove_agent(
+async fn take_away(
     state: &Shared,
     host_id: &str,
     service: Option<&str>,
+    why: Why,
 ) -> Result<Vec<String>, AuthError> {
     let agents = state.kv.range(vec![Agent::prefix(host_id)]).await?.entries;
     let agents: Vec<At<Agent>> = agents.iter().map(decode).collect::<Result<_, _>>()?;
@@ -168,7 +204,7 @@ async fn try_remove_agent(
         .collect();
     let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
     let mut removed: Vec<String> = gone.iter().map(|a| a.value.service.clone()).collect();
-    let whole_host = service.is_none() || others == 0;
+    let whole_host = why == Why::Removed && (service.is_none() || others == 0);
     if removed.is_empty() && !(service.is_none() && host.is_some()) {
         return Ok(Vec::new());
     }
@@ -176,12 +212,18 @@ async fn try_remove_agent(
         Some(service) => lock_service(host_id, service),
         None => lock_host(host_id),
     };
-    let lock = Lock {
-        target,
-        reason: "removed by an administrator".into(),
-        expires_unix: None,
+    let mut txn = match why {
+        Why::Left => Txn::new(),
+        Why::Removed => {
+            let reason = "removed by an administrator".into();
+            let lock = Lock {
+                target,
+                reason,
+                expires_unix: None,
+            };
+            with_lock(Txn::new(), &lock)
+        }
     };
-    let mut txn = with_lock(Txn::new(), &lock);
     for agent in &gone {
         let a = &agent.value;
         let key = Agent::key(host_id, &a.service);

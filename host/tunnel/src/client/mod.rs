@@ -104,7 +104,7 @@ pub struct Credentials {
 }
 
 /// How the tunnel is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TunnelState {
     /// Not up. `attempt` counts from 1 since the last time it was.
     Connecting {

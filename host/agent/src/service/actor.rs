@@ -1,0 +1,533 @@
+//! The owner of one service: brings what is there to what shall be. Joining, tunnel and sessions go on side by side,
+//! and a new [`Desired`] may come at any moment; every part that still fits is kept, the others are replaced, and what
+//! is replaced goes on until the new one stands.
+
+use super::beat::Beat;
+use super::front::Front;
+use super::leave;
+use super::member::{Home, Member};
+use super::spec::{Common, Spec};
+use super::trial::{Trial, Verdict};
+use super::{Shared, of_service};
+use crate::AgentError;
+use crate::decide::Decider;
+use crate::session::{Served, Sessions};
+use crate::status::{RolledBack, ServiceState, ServiceStatus};
+use postern_audit::{Event, names};
+use postern_membership::{Cache, Holding};
+use postern_tunnel::TunnelState;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// At an orderly end, for Auth to take the last events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How often the number of sessions in the status is made current.
+const COUNT: Duration = Duration::from_secs(1);
+
+/// What a service shall be.
+#[derive(Clone)]
+pub enum Desired {
+    Run(Arc<Spec>),
+    /// Removed or disabled: sessions drain, the cluster is told, the keys rest for a while and are deleted.
+    Gone(Arc<Common>),
+    /// The process ends: sessions drain, everything else stays for the next start.
+    Stop,
+}
+
+/// What others see of the service.
+pub struct Outlet {
+    pub status: watch::Sender<ServiceStatus>,
+    pub served: watch::Sender<Option<Arc<Spec>>>,
+}
+
+impl Outlet {
+    pub fn state(&self, state: ServiceState, reason: Option<String>) {
+        self.status.send_if_modified(|s| {
+            let differs = s.state != state || s.reason != reason;
+            s.state = state;
+            s.reason = reason;
+            differs
+        });
+    }
+}
+
+/// Runs until the service is gone or stopped.
+pub async fn run(
+    name: &str,
+    shared: Arc<Shared>,
+    mut desired: watch::Receiver<Desired>,
+    notes: mpsc::Receiver<Event>,
+    outlet: &Outlet,
+) -> Result<(), AgentError> {
+    let home = Home::open(&shared.data_dir, name).await?;
+    let mut actor = Actor {
+        name,
+        shared,
+        home,
+        notes,
+        outlet,
+        sessions: None,
+        trial: None,
+        retiring: JoinSet::new(),
+    };
+    loop {
+        let now = desired.borrow_and_update().clone();
+        match now {
+            Desired::Run(spec) => actor.serve(spec, &mut desired).await?,
+            Desired::Gone(common) => {
+                tokio::select! {
+                    () = leave::leave(&actor.home, &actor.shared, &common, outlet) => return Ok(()),
+                    // Put back in time, or the process ends; what was begun is taken up again.
+                    changed = desired.changed() => if changed.is_err() { return Ok(()) },
+                }
+                leave::returned(&actor.home);
+            }
+            Desired::Stop => {
+                // What the last sessions ended with shall not wait on disk for the next start.
+                let _ = tokio::time::timeout(LAST_EVENTS, actor.home.audit.drained()).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+struct Actor<'a> {
+    name: &'a str,
+    shared: Arc<Shared>,
+    home: Home,
+    notes: mpsc::Receiver<Event>,
+    outlet: &'a Outlet,
+    /// From the first time it serves, through changes and drains.
+    sessions: Option<Sessions>,
+    trial: Option<(Trial, Arc<Spec>)>,
+    /// Tunnels that finish what they carry.
+    retiring: JoinSet<()>,
+}
+
+/// The parts of a service that serves.
+struct Parts {
+    spec: Arc<Spec>,
+    sessions: Sessions,
+    member: Member,
+    beat: Option<Beat>,
+    /// Carries new streams.
+    front: Option<Front>,
+    /// Replaces it once it is up.
+    next: Option<Front>,
+    /// Roles have been heard at least once: before that who came in would be refused for no reason.
+    roles_known: bool,
+    /// The certificate names more than was announced: that is said once a control connection made after this
+    /// authenticates by it.
+    announce_after: Option<Instant>,
+}
+
+impl Actor<'_> {
+    /// Serves, and follows changes, until the service shall no longer run and has drained (or shall run again).
+    async fn serve(
+        &mut self,
+        spec: Arc<Spec>,
+        desired: &mut watch::Receiver<Desired>,
+    ) -> Result<(), AgentError> {
+        let mut parts = self.begin(spec);
+        let mut held = self.home.held();
+        held.mark_changed();
+        let mut cache = self.shared.cache.clone();
+        let mut count = tokio::time::interval(COUNT);
+        let mut notes_open = true;
+        loop {
+            // Seen before it is acted on: what changes meanwhile is seen by the select.
+            let seen = [parts.front.as_ref(), parts.next.as_ref()].map(|f| f.map(Front::state));
+            if self.advance(&mut parts) {
+                continue;
+            }
+            self.show(&parts);
+            let [front, next] = [parts.front.as_ref(), parts.next.as_ref()].map(|f| f.map(Front::watch));
+            let [front_seen, next_seen] = seen;
+            tokio::select! {
+                changed = desired.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let now = desired.borrow_and_update().clone();
+                    match now {
+                        Desired::Run(spec) => self.adopt(&mut parts, spec),
+                        Desired::Gone(_) | Desired::Stop => break,
+                    }
+                }
+                _ = held.changed() => self.renewed(&mut parts)?,
+                () = roles_heard(&mut cache), if !parts.roles_known => parts.roles_known = true,
+                () = moved(front, front_seen) => {}
+                () = moved(next, next_seen) => {}
+                () = parts.sessions.ended() => self.judge(&mut parts),
+                note = self.notes.recv(), if notes_open => match note {
+                    Some(event) => self.home.audit.emit_later(event),
+                    None => notes_open = false,
+                },
+                Some(_) = self.retiring.join_next() => {}
+                _ = count.tick() => {}
+            }
+        }
+        self.drain(parts, desired).await;
+        Ok(())
+    }
+
+    fn begin(&mut self, spec: Arc<Spec>) -> Parts {
+        let sessions = match self.sessions.take() {
+            // Some are open still, of before it was removed and put back.
+            Some(sessions) => {
+                sessions.serve(self.served(&spec));
+                sessions
+            }
+            None => Sessions::new(self.served(&spec)),
+        };
+        self.sessions = Some(sessions.clone());
+        let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
+        Parts {
+            member: Member::start(&self.home, &spec, cluster, host_key),
+            sessions,
+            spec,
+            beat: None,
+            front: None,
+            next: None,
+            roles_known: self.shared.cache.borrow().heard_unix > 0,
+            announce_after: None,
+        }
+    }
+
+    fn served(&self, spec: &Spec) -> Served {
+        Served {
+            decider: Decider {
+                cluster: self.shared.cluster.clone(),
+                host_id: self.shared.host_key.host_id(),
+                service: spec.name.clone(),
+                lock_mode: spec.common.lock_mode,
+                cache: self.shared.cache.clone(),
+            },
+            plugin: spec.plugin.clone(),
+            settings: spec.settings.clone(),
+            offered: spec.offered.clone(),
+            held: self.home.held(),
+            audit: self.home.audit.clone(),
+            options: spec.service.clone(),
+            own_sockets: spec.common.own_sockets.clone(),
+        }
+    }
+
+    /// Dials what is missing, and lets a tunnel that came up replace the one before. True: a tunnel came or went.
+    fn advance(&mut self, parts: &mut Parts) -> bool {
+        let fits = |f: &Option<Front>| f.as_ref().is_some_and(|f| f.fits(&parts.spec));
+        if let (Some(front), Some(after)) = (&parts.front, parts.announce_after)
+            && let TunnelState::Up { since, .. } = front.state()
+            && since > after
+        {
+            parts.announce_after = None;
+            self.announce(parts);
+        }
+        if fits(&parts.front) {
+            return parts.next.take().is_some();
+        }
+        if !fits(&parts.next) {
+            let held = self.home.credentials();
+            let usable = held.filter(|held| held.kind == parts.spec.kind && parts.roles_known);
+            let Some(held) = usable else {
+                return parts.next.take().is_some();
+            };
+            let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
+            let dialled = Front::dial(&parts.spec, &held, cluster, host_key, &parts.sessions);
+            parts.next = Some(dialled);
+            if parts.front.is_some() {
+                return true;
+            }
+        }
+        if parts.front.is_some() && !parts.next.as_ref().is_some_and(Front::is_up) {
+            return false;
+        }
+        let Some(new) = parts.next.take() else {
+            return false;
+        };
+        let elsewhere = |f: &Front| f.proxy_addr() != new.proxy_addr();
+        let moved = parts.front.as_ref().is_some_and(elsewhere);
+        if let Some(old) = parts.front.replace(new) {
+            let timeout = parts.spec.common.drain_timeout;
+            self.retiring.spawn(old.retire(timeout));
+        }
+        if moved && let Err(e) = self.reach_auth(parts) {
+            tracing::error!("{e}");
+        }
+        true
+    }
+
+    fn announce(&self, parts: &Parts) {
+        if let (Some(front), Some(held)) = (&parts.front, self.home.credentials())
+            && front.kind() == parts.spec.kind
+        {
+            front.announce(parts.spec.announcement(&held.names));
+        }
+    }
+
+    /// The configuration has changed. Open sessions keep what they began with.
+    fn adopt(&mut self, parts: &mut Parts, spec: Arc<Spec>) {
+        let old = std::mem::replace(&mut parts.spec, spec);
+        let spec = &parts.spec;
+        if spec.plugin.digest() != old.plugin.digest() {
+            // The last version that is known to work stays the one to go back to.
+            let good = match self.trial.take() {
+                Some((_, good)) if good.plugin.digest() != spec.plugin.digest() => Some(good),
+                Some(_) => None,
+                None => Some(old),
+            };
+            self.trial = good.map(|good| {
+                let rule = spec.service.rollback.clone();
+                let trial = Trial::new(spec.plugin.clone(), good.plugin.clone(), rule);
+                (trial, good)
+            });
+        }
+        if !spec.held_back {
+            self.outlet.status.send_modify(|s| s.rolled_back = None);
+        }
+        if !parts.member.fits(spec) {
+            let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
+            parts.member = Member::start(&self.home, spec, cluster, host_key);
+        }
+        parts.sessions.serve(self.served(spec));
+        if let Some(beat) = &parts.beat {
+            beat.says(spec);
+        }
+        self.announce(parts);
+    }
+
+    /// Joining went on: new credentials, or a new reason why there are none.
+    fn renewed(&mut self, parts: &mut Parts) -> Result<(), AgentError> {
+        let Some(held) = self.home.credentials() else {
+            return Ok(());
+        };
+        self.reach_auth(parts)?;
+        for front in parts.front.iter().chain(&parts.next) {
+            if front.kind() == held.kind {
+                front.renewed(&held);
+            }
+        }
+        parts.announce_after = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Opens the channel to Auth anew: by the credentials held now, through the proxy that the tunnel leads to.
+    fn reach_auth(&self, parts: &mut Parts) -> Result<(), AgentError> {
+        let Some(held) = self.home.credentials() else {
+            return Ok(());
+        };
+        let configured = parts.spec.common.proxy_addr.as_str();
+        let addr = parts.front.as_ref().map_or(configured, Front::proxy_addr);
+        let channel = held
+            .auth_channel(addr, &self.shared.cluster)
+            .map_err(|e| of_service(self.name, e))?;
+        self.home.auth.send_replace(Some(channel.clone()));
+        self.shared.auth.send_replace(Some(channel.clone()));
+        match &parts.beat {
+            Some(beat) => beat.through(channel),
+            None => {
+                let rejoin = self.home.rejoin.clone();
+                parts.beat = Some(Beat::start(channel, rejoin, &parts.spec));
+            }
+        }
+        Ok(())
+    }
+
+    /// A session has ended: was it one too many that a new plugin version broke?
+    fn judge(&mut self, parts: &mut Parts) {
+        let Some((trial, good)) = &self.trial else {
+            return;
+        };
+        let trapped = match trial.verdict() {
+            Verdict::Open => return,
+            Verdict::Passed => {
+                self.trial = None;
+                return;
+            }
+            Verdict::Failed { trapped } => trapped,
+        };
+        let (bad, back) = (
+            trial.new.description().version.clone(),
+            trial.old.description().version.clone(),
+        );
+        let rule = &parts.spec.service.rollback;
+        let why = format!(
+            "{trapped} of the first {} connections of plugin {} {bad} trapped (rollback.traps = {}): {back} is back; put another file in place to try again",
+            rule.of, parts.spec.service.plugin, rule.traps
+        );
+        tracing::error!(service = self.name, "{why}");
+        metrics::counter!("postern_plugin_rollbacks_total", "plugin" => trial.new.name().to_owned(), "version" => bad.clone())
+            .increment(1);
+        let event = Event::new(names::AGENT_PLUGIN_ROLLBACK)
+            .with("kind", &parts.spec.kind)
+            .with("plugin", &parts.spec.service.plugin)
+            .with("from", &bad)
+            .with("from_sha256", trial.new.digest())
+            .with("to", &back)
+            .with("to_sha256", trial.old.digest())
+            .with("trapped", trapped)
+            .with("reason", &why);
+        self.home.audit.emit_later(event);
+        let rolled_back = RolledBack {
+            version: bad,
+            sha256: trial.new.digest().to_owned(),
+            reason: why,
+        };
+        // With the settings that worked with it; everything else is as configured now.
+        let spec = Spec {
+            name: parts.spec.name.clone(),
+            service: parts.spec.service.clone(),
+            common: parts.spec.common.clone(),
+            plugin: good.plugin.clone(),
+            held_back: true,
+            settings: good.settings.clone(),
+            kind: parts.spec.kind.clone(),
+            offered: parts.spec.offered.clone(),
+        };
+        self.trial = None;
+        parts.spec = Arc::new(spec);
+        parts.sessions.serve(self.served(&parts.spec));
+        self.outlet
+            .status
+            .send_modify(|s| s.rolled_back = Some(rolled_back));
+        if let Some(beat) = &parts.beat {
+            beat.says(&parts.spec);
+        }
+    }
+
+    /// Tells the status how things are.
+    fn show(&self, parts: &Parts) {
+        let holding = self.home.holding.borrow().clone();
+        let (state, reason, rtt) = state_of(parts, &holding);
+        if let (Some(beat), Some(rtt)) = (&parts.beat, rtt) {
+            beat.rtt(rtt);
+        }
+        let spec = &parts.spec;
+        let renewal_failed = holding.failed.filter(|_| holding.credentials.is_some());
+        self.outlet.status.send_modify(|s| {
+            s.kind.clone_from(&spec.kind);
+            s.plugin = spec.plugin_label();
+            s.sha256 = spec.plugin.digest().to_owned();
+            s.resources = spec.names();
+            s.sessions = parts.sessions.open();
+            s.state = state;
+            s.reason = reason;
+            s.renewal_failed = renewal_failed;
+            s.tunnel_rtt_ms = rtt.map(|r| r.as_secs_f64() * 1e3);
+            s.until_unix = None;
+            if let Some(c) = &holding.credentials {
+                s.generation = c.generation;
+                s.not_after_unix = c.not_after_unix;
+            }
+        });
+        self.outlet.served.send_if_modified(|s| {
+            let differs = !s.as_ref().is_some_and(|s| Arc::ptr_eq(s, spec));
+            *s = Some(spec.clone());
+            differs
+        });
+    }
+
+    /// No new sessions; returns when the last one has ended, the time is up, or the service shall run again.
+    async fn drain(&mut self, parts: Parts, desired: &mut watch::Receiver<Desired>) {
+        let timeout = parts.spec.common.drain_timeout;
+        let until = postern_membership::unix_now() + timeout.as_secs();
+        self.outlet.status.send_modify(|s| {
+            s.state = ServiceState::Draining;
+            s.reason = None;
+            s.until_unix = Some(until);
+            s.tunnel_rtt_ms = None;
+        });
+        if let Some(front) = parts.front {
+            // By then nothing more is sent; how long the sessions take is for the tracker.
+            front.told().await;
+            self.retiring.spawn(front.retire(timeout));
+        }
+        let sessions = parts.sessions;
+        let mut count = tokio::time::interval(COUNT);
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            self.outlet
+                .status
+                .send_modify(|s| s.sessions = sessions.open());
+            tokio::select! {
+                () = sessions.none_open() => break,
+                changed = desired.changed() => {
+                    // Put back in time: the caller sees it, and the sessions go on under it.
+                    if changed.is_err() || matches!(*desired.borrow_and_update(), Desired::Run(_)) {
+                        return;
+                    }
+                }
+                Some(event) = self.notes.recv() => self.home.audit.emit_later(event),
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!(service = self.name, "{} sessions were still open after {timeout:?} and are ended", sessions.open());
+                    sessions.cut();
+                    let _ = tokio::time::timeout(LAST_EVENTS, sessions.none_open()).await;
+                    break;
+                }
+                _ = count.tick() => {}
+            }
+        }
+        self.sessions = None;
+        self.trial = None;
+        // What the sessions sent last may still be on its way to the proxy.
+        let sent = async { while self.retiring.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_EVENTS, sent).await;
+        self.retiring.abort_all();
+        self.outlet.status.send_modify(|s| s.sessions = 0);
+    }
+}
+
+/// The state in a word, why, and the round trip of the tunnel.
+fn state_of(
+    parts: &Parts,
+    holding: &Holding,
+) -> (ServiceState, Option<String>, Option<Duration>) {
+    let tunnel = parts.front.as_ref().map(Front::state);
+    if let Some(TunnelState::Up { rtt, .. }) = tunnel {
+        let next = parts.next.as_ref().and_then(|next| match next.state() {
+            TunnelState::Connecting {
+                last_error: Some(e),
+                ..
+            } => Some(format!(
+                "the new tunnel to {} is not up: {e}",
+                next.proxy_addr()
+            )),
+            _ => None,
+        });
+        return (ServiceState::Up, next, Some(rtt));
+    }
+    let (state, reason) = match (&holding.credentials, &holding.failed, tunnel) {
+        (None, Some(why), _) => (ServiceState::JoinFailed, Some(why.clone())),
+        (None, None, _) => (ServiceState::Joining, None),
+        (Some(_), _, Some(TunnelState::Connecting { last_error, .. })) => {
+            (ServiceState::Connecting, last_error)
+        }
+        (Some(_), ..) if !parts.roles_known => (
+            ServiceState::Connecting,
+            Some("waiting for the roles from Auth".to_owned()),
+        ),
+        (Some(held), Some(why), None) if held.kind != parts.spec.kind => {
+            (ServiceState::JoinFailed, Some(why.clone()))
+        }
+        (Some(_), ..) => (ServiceState::Connecting, None),
+    };
+    (state, reason, None)
+}
+
+async fn roles_heard(cache: &mut Cache) {
+    if cache.wait_for(|s| s.heard_unix > 0).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Resolves when the tunnel's state is no longer the one seen.
+async fn moved(tunnel: Option<watch::Receiver<TunnelState>>, seen: Option<TunnelState>) {
+    if let (Some(mut tunnel), Some(seen)) = (tunnel, seen)
+        && tunnel.wait_for(|now| *now != seen).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,150 @@
+//! The membership of one service while it is reconfigured: its home on disk, the task that joins and renews, and the
+//! channel to Auth. Asking for other names, or by another token, replaces the task and leaves what is held in use until
+//! the answer is there.
+
+use super::spec::Spec;
+use crate::AgentError;
+use postern_audit::{Emitter, Spool};
+use postern_config::JoinParams;
+use postern_identity::HostKey;
+use postern_membership::{Credentials, Holding, Joiner, MemberDir, RootOfTrust, TokenSource, hold};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Channel;
+
+/// Spooled audit events of one service take no more disk than this.
+const SPOOL_BYTES: u64 = 256 << 20;
+
+/// What a service has on disk, and the channel through which its events and heartbeats go.
+pub struct Home {
+    pub dir: MemberDir,
+    pub audit: Emitter,
+    /// `None` until the first credentials are there.
+    pub auth: watch::Sender<Option<Channel>>,
+    pub holding: watch::Sender<Holding>,
+    /// Auth takes the credentials no longer, or its record is gone: join again.
+    pub rejoin: Arc<Notify>,
+    _deliver: AbortOnDropHandle<()>,
+}
+
+impl Home {
+    /// Opens (or makes) `<data_dir>/services/<name>` and begins to deliver what its spool holds.
+    pub async fn open(data_dir: &Path, name: &str) -> Result<Self, AgentError> {
+        let dir = MemberDir::open(data_dir.join("services").join(name))?;
+        let (spool, audit) = Spool::open(&dir.path().join("spool"), SPOOL_BYTES).await?;
+        let (auth, auth_rx) = watch::channel(None);
+        let deliver = tokio::spawn(async move {
+            spool
+                .deliver(|events| submit(auth_rx.clone(), events))
+                .await;
+        });
+        Ok(Home {
+            dir,
+            audit,
+            auth,
+            holding: watch::Sender::new(Holding::default()),
+            rejoin: Arc::new(Notify::new()),
+            _deliver: AbortOnDropHandle::new(deliver),
+        })
+    }
+
+    pub fn held(&self) -> watch::Receiver<Holding> {
+        self.holding.subscribe()
+    }
+
+    /// What is in use now.
+    pub fn credentials(&self) -> Option<Arc<Credentials>> {
+        self.holding.borrow().credentials.clone()
+    }
+}
+
+/// What the joining depends on: where one of these changes, it begins anew.
+#[derive(Clone, PartialEq)]
+struct Wanted {
+    kind: String,
+    names: Vec<String>,
+    token: Option<JoinParams>,
+    addr: String,
+    root: RootOfTrust,
+}
+
+/// The task that joins and renews.
+pub struct Member {
+    wanted: Wanted,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Member {
+    pub fn start(home: &Home, spec: &Spec, cluster: &str, host_key: &Arc<HostKey>) -> Self {
+        let wanted = Wanted::of(spec);
+        let joiner = Joiner {
+            cluster: cluster.to_owned(),
+            addr: wanted.addr.clone(),
+            service: spec.name.clone(),
+            kind: wanted.kind.clone(),
+            names: wanted.names.clone(),
+            host_key: host_key.clone(),
+            token: wanted
+                .token
+                .clone()
+                .map_or(TokenSource::None, TokenSource::Params),
+            root: wanted.root.clone(),
+            dir: home.dir.clone(),
+        };
+        let task = tokio::spawn(hold(joiner, home.holding.clone(), home.rejoin.clone()));
+        Member {
+            wanted,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    pub fn fits(&self, spec: &Spec) -> bool {
+        self.wanted == Wanted::of(spec)
+    }
+}
+
+impl Wanted {
+    fn of(spec: &Spec) -> Self {
+        Wanted {
+            kind: spec.kind.clone(),
+            names: spec.names(),
+            token: spec.join_params().cloned(),
+            addr: spec.common.proxy_addr.clone(),
+            root: spec.common.root.clone(),
+        }
+    }
+}
+
+async fn submit(
+    mut auth: watch::Receiver<Option<Channel>>,
+    events: Vec<postern_audit::Event>,
+) -> Result<(), String> {
+    let channel = match auth.wait_for(Option::is_some).await {
+        Ok(channel) => channel.clone(),
+        Err(_) => None,
+    };
+    let Some(channel) = channel else {
+        return Err("the service is going".into());
+    };
+    let events_json = events
+        .iter()
+        .filter_map(|e| serde_json::to_string(e).ok())
+        .collect();
+    let stored = postern_api::v1::agent_service_client::AgentServiceClient::new(channel)
+        .submit_events(postern_api::v1::SubmitEventsRequest { events_json })
+        .await
+        .map_err(|s| postern_api::status::describe(&s))?
+        .into_inner()
+        .stored_uids;
+    // Sending such an event again would not help, but it must not vanish without a word.
+    for lost in events.iter().filter(|e| !stored.contains(&e.uid)) {
+        tracing::error!(
+            uid = lost.uid,
+            event = lost.event,
+            "Auth did not store an audit event"
+        );
+    }
+    Ok(())
+}
