@@ -181,7 +181,8 @@ impl Agent {
                 }
             };
             let same = self.services.get(&name).is_some_and(|s| {
-                !s.is_finished() && matches!(s.desired(), Desired::Run(old) if Arc::ptr_eq(&old, &spec))
+                !s.is_finished()
+                    && matches!(s.desired(), Desired::Run(old) if Arc::ptr_eq(&old, &spec))
             });
             let told = same
                 || self

@@ -157,7 +157,11 @@ async fn one(
     // What was taken back stays away until another file is in its place.
     let held_back = rejected.as_ref() == Some(&digest);
     let same = |spec: &&Arc<Spec>| {
-        let plugin = spec.plugin.digest() == digest || (spec.held_back && held_back);
+        let plugin = if spec.held_back {
+            held_back
+        } else {
+            spec.plugin.digest() == digest
+        };
         plugin && spec.service == *service && Arc::ptr_eq(&spec.common, &common)
     };
     if let Some(spec) = spec.as_ref().filter(same) {

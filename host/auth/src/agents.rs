@@ -11,7 +11,8 @@ use postern_api::v1::agent_service_server::AgentService;
 use postern_api::v1::join_service_server::JoinService;
 use postern_api::v1::{
     Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, LeaveRequest,
-    LeaveResponse, Reset, SnapshotEnd, SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
+    LeaveResponse, Reset, SnapshotEnd, SubmitEventsRequest, SubmitEventsResponse, WatchEvent,
+    WatchRequest, watch_event,
 };
 use postern_audit::{Event, names};
 use postern_identity::check_label;

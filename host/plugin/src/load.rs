@@ -225,7 +225,11 @@ impl Shared {
 fn pinned(source: &PluginSource, file: &str, bytes: &[u8]) -> Result<String, Cause> {
     let digest = sha256(bytes);
     let pin = source.sha256.as_deref();
-    let expected = pin.map(|pin| pin.strip_prefix("sha256:").unwrap_or(pin).to_ascii_lowercase());
+    let expected = pin.map(|pin| {
+        pin.strip_prefix("sha256:")
+            .unwrap_or(pin)
+            .to_ascii_lowercase()
+    });
     match expected {
         Some(expected) if expected != digest => Err(Cause::PinMismatch {
             file: file.to_owned(),

@@ -97,8 +97,7 @@ impl Daemon {
         };
         let agent = Agent::new(config)?;
         let view = agent.view();
-        let (reloading, reload) =
-            Reloading::start(config.clone(), path, agent, surroundings, log);
+        let (reloading, reload) = Reloading::start(config.clone(), path, agent, surroundings, log);
         let parts = Arc::new(Parts {
             cluster: config.cluster.clone(),
             config: path.display().to_string(),

@@ -184,12 +184,7 @@ async fn accept(
     }
 }
 
-async fn serve(
-    stream: Box<dyn Io>,
-    parts: Weak<Parts>,
-    metrics: PrometheusHandle,
-    private: bool,
-) {
+async fn serve(stream: Box<dyn Io>, parts: Weak<Parts>, metrics: PrometheusHandle, private: bool) {
     let service = service_fn(|request: Request<Incoming>| {
         let (parts, metrics) = (&parts, &metrics);
         async move {

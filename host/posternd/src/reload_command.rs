@@ -23,6 +23,7 @@ pub fn ask(listen: &str, path: &str, body: String) -> anyhow::Result<Vec<String>
         .with_context(|| {
             format!("no daemon answers at {listen}; is posternd running with this data_dir?")
         })?;
-    let outcome: Outcome = serde_json::from_str(&answer).with_context(|| answer.trim().to_owned())?;
+    let outcome: Outcome =
+        serde_json::from_str(&answer).with_context(|| answer.trim().to_owned())?;
     outcome.map_err(|why| anyhow::anyhow!("nothing was applied: {why}"))
 }

@@ -9,10 +9,15 @@ use postern_agent::{ServiceState, ServiceStatus};
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let listen = diag::of(&args.config, args.data_dir.as_deref())?;
-    let body = diag::blocking(diag::request(&listen, Method::GET, "/status", String::new()))
-        .with_context(|| {
-            format!("no daemon answers at {listen}; is posternd running with this configuration?")
-        })?;
+    let body = diag::blocking(diag::request(
+        &listen,
+        Method::GET,
+        "/status",
+        String::new(),
+    ))
+    .with_context(|| {
+        format!("no daemon answers at {listen}; is posternd running with this configuration?")
+    })?;
     if args.json {
         println!("{body}");
         return Ok(());

@@ -143,7 +143,8 @@ impl Actor<'_> {
                 continue;
             }
             self.show(&parts);
-            let [front, next] = [parts.front.as_ref(), parts.next.as_ref()].map(|f| f.map(Front::watch));
+            let [front, next] =
+                [parts.front.as_ref(), parts.next.as_ref()].map(|f| f.map(Front::watch));
             let [front_seen, next_seen] = seen;
             tokio::select! {
                 changed = desired.changed() => {
@@ -272,12 +273,12 @@ impl Actor<'_> {
         let old = std::mem::replace(&mut parts.spec, spec);
         let spec = &parts.spec;
         if spec.plugin.digest() != old.plugin.digest() {
-            // The last version that is known to work stays the one to go back to.
+            // Back to the one before, or where that was on trial and has not shown that it works, to the one it replaced.
             let good = match self.trial.take() {
-                Some((_, good)) if good.plugin.digest() != spec.plugin.digest() => Some(good),
-                Some(_) => None,
-                None => Some(old),
+                Some((trial, good)) if !trial.looks_good() => good,
+                _ => old,
             };
+            let good = Some(good).filter(|good| good.plugin.digest() != spec.plugin.digest());
             self.trial = good.map(|good| {
                 let rule = spec.service.rollback.clone();
                 let trial = Trial::new(spec.plugin.clone(), good.plugin.clone(), rule);
@@ -480,10 +481,7 @@ impl Actor<'_> {
 }
 
 /// The state in a word, why, and the round trip of the tunnel.
-fn state_of(
-    parts: &Parts,
-    holding: &Holding,
-) -> (ServiceState, Option<String>, Option<Duration>) {
+fn state_of(parts: &Parts, holding: &Holding) -> (ServiceState, Option<String>, Option<Duration>) {
     let tunnel = parts.front.as_ref().map(Front::state);
     if let Some(TunnelState::Up { rtt, .. }) = tunnel {
         let next = parts.next.as_ref().and_then(|next| match next.state() {

@@ -31,7 +31,9 @@ pub async fn leave(home: &Home, shared: &Shared, common: &Common, outlet: &Outle
     outlet.status.send_modify(|s| s.reason = None);
     tokio::time::sleep(Duration::from_secs(until.saturating_sub(unix_now()))).await;
     match std::fs::remove_dir_all(home.dir.path()) {
-        Ok(()) => tracing::info!(dir = %home.dir.path().display(), "keys of a removed service deleted"),
+        Ok(()) => {
+            tracing::info!(dir = %home.dir.path().display(), "keys of a removed service deleted")
+        }
         Err(e) => tracing::error!("{}: cannot delete: {e}", home.dir.path().display()),
     }
 }

@@ -28,6 +28,12 @@ impl Trial {
         Trial { new, old, rule }
     }
 
+    /// Connections have ended well, and none has trapped.
+    pub fn looks_good(&self) -> bool {
+        let first = self.new.first_connections();
+        first.trapped == 0 && first.ended > 0
+    }
+
     pub fn verdict(&self) -> Verdict {
         let first = self.new.first_connections();
         verdict(&self.rule, first.ended, first.trapped)

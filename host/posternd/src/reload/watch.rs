@@ -3,8 +3,8 @@
 //! directory; whether it concerns us, and whether it has come to rest, is told by looking at the files themselves.
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;

@@ -4,7 +4,6 @@ use postern_sdk::codec::{Codec, Step, StepResult};
 use postern_sdk::settings::NoSettings;
 use postern_sdk::{Endpoint, Manifest, Side, Wants, export_codec};
 
-/// One connection. Nothing to remember: the host asks in a fixed order.
 pub struct Tcp;
 
 impl Codec for Tcp {
@@ -37,17 +36,8 @@ impl Codec for Tcp {
         vec![Step::NeedMore]
     }
 
-    fn on_result(&mut self, result: StepResult) -> Vec<Step> {
-        match result {
-            StepResult::Authorized => vec![Step::Connect(Endpoint::Main)],
-            StepResult::Connected => vec![Step::Splice(Side::Client), Step::Splice(Side::Upstream)],
-            StepResult::Denied(why) | StepResult::ConnectFailed(why) => {
-                vec![Step::Close(Some(why))]
-            }
-            _ => vec![Step::Close(Some(
-                "the host gave an answer that tcp did not ask for".into(),
-            ))],
-        }
+    fn on_result(&mut self, _: StepResult) -> Vec<Step> {
+        vec![]
     }
 }
 
