@@ -450,6 +450,24 @@ fn a_service_outside_the_grant_waits_for_its_token_and_disturbs_nobody() -> Resu
     ensure!(why.contains("token"), "{why}");
     ensure!(second.get("/readyz")?.0 == 503);
     second.service_state("ssh", "up", wait::LONG)?;
+    let body = second.get("/metrics")?.1;
+    ensure!(
+        body.contains("postern_agent_services{state=\"join-failed\"} 1"),
+        "{body}"
+    );
+    let id = second.status()?["agent"]["host_id"]
+        .as_str()
+        .context("host id")?
+        .to_owned();
+    let seen = w
+        .cluster
+        .admin(&["agents", "get", &format!("{id}/orders")])?;
+    ensure!(
+        seen["join_failed"]
+            .as_str()
+            .is_some_and(|why| why.contains("grant")),
+        "{seen}"
+    );
     // A token of the wrong kind, then the right one: each is tried at once.
     std::fs::write(&token_file, w.cluster.token("ssh")?)?;
     wait::until("the reason to change", AT_ONCE, || {
@@ -460,6 +478,10 @@ fn a_service_outside_the_grant_waits_for_its_token_and_disturbs_nobody() -> Resu
     std::fs::write(&token_file, w.cluster.token("tcp")?)?;
     second.service_state("orders", "up", AT_ONCE)?;
     second.ready()?;
+    let seen = w
+        .cluster
+        .admin(&["agents", "get", &format!("{id}/orders")])?;
+    ensure!(seen["join_failed"].is_null(), "{seen}");
     w.untouched()
 }
 

@@ -62,6 +62,20 @@ pub enum ServiceState {
     Failed,
 }
 
+impl ServiceState {
+    pub const ALL: [ServiceState; 9] = [
+        ServiceState::Starting,
+        ServiceState::Joining,
+        ServiceState::JoinFailed,
+        ServiceState::Connecting,
+        ServiceState::Up,
+        ServiceState::Draining,
+        ServiceState::Removed,
+        ServiceState::PluginFailed,
+        ServiceState::Failed,
+    ];
+}
+
 impl std::fmt::Display for ServiceState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {

@@ -28,11 +28,27 @@ impl Seen {
     }
 }
 
+/// A refusal is shown for so long after its last repetition; agents ask again at least every minute.
+const REFUSED: Duration = Duration::from_secs(300);
+/// Refusals remembered of one host, and of all.
+const REFUSED_PER_HOST: usize = 64;
+const REFUSED_AT_ALL: usize = 10_000;
+
+/// Why a service of a known host has not joined, or can't renew.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub kind: String,
+    pub message: String,
+    pub at: SystemTime,
+    seen: Instant,
+}
+
 /// See the module.
 pub struct Inventory {
     kv: SharedKv,
     // Held for a lookup or a copy, never across an await.
     seen: RwLock<HashMap<AgentIdentity, Seen>>,
+    refused: RwLock<HashMap<AgentIdentity, Refused>>,
 }
 
 impl Inventory {
@@ -56,6 +72,7 @@ impl Inventory {
         Ok(Inventory {
             kv,
             seen: RwLock::new(seen),
+            refused: RwLock::default(),
         })
     }
 
@@ -90,8 +107,40 @@ impl Inventory {
         Ok(())
     }
 
+    /// A join of a host that is known here was refused.
+    pub fn join_refused(&self, id: AgentIdentity, kind: &str, message: &str) {
+        let mut refused = self.refused.write().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, r| r.seen.elapsed() < REFUSED);
+        let of_host = refused.keys().filter(|k| k.host_id == id.host_id).count();
+        let room = of_host < REFUSED_PER_HOST && refused.len() < REFUSED_AT_ALL;
+        if room || refused.contains_key(&id) {
+            let why = Refused {
+                kind: kind.to_owned(),
+                message: message.to_owned(),
+                at: SystemTime::now(),
+                seen: Instant::now(),
+            };
+            refused.insert(id, why);
+        }
+    }
+
+    pub fn joined(&self, id: &AgentIdentity) {
+        self.refused
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    /// The services whose last join was refused.
+    pub fn refused(&self) -> HashMap<AgentIdentity, Refused> {
+        let refused = self.refused.read().unwrap_or_else(PoisonError::into_inner);
+        let recent = refused.iter().filter(|(_, r)| r.seen.elapsed() < REFUSED);
+        recent.map(|(id, r)| (id.clone(), r.clone())).collect()
+    }
+
     /// Forgets a service; its record is deleted by who removed it.
     pub fn forget(&self, id: &AgentIdentity) {
+        self.joined(id);
         self.seen
             .write()
             .unwrap_or_else(PoisonError::into_inner)

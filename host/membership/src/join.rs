@@ -68,11 +68,6 @@ pub enum JoinError {
         why: String,
     },
     #[error("service {service:?}: {source}")]
-    Token {
-        service: String,
-        source: postern_config::TokenError,
-    },
-    #[error("service {service:?}: {source}")]
     Store { service: String, source: StoreError },
     #[error("service {service:?}: Auth's answer can't be used: {why}")]
     Answer { service: String, why: String },
@@ -89,16 +84,13 @@ impl Joiner {
             .dir
             .pending(&self.kind, &self.names, generation)
             .map_err(|source| self.store(source))?;
+        let mut unreadable = None;
         let token = if held.is_none_or(|c| !c.fit(&self.kind, &self.names)) {
-            match self.token() {
-                Ok(token) => token,
-                // The host's grant may do without one (a token file is often removed after use).
-                Err(e) if held.is_some() => {
-                    tracing::debug!("{e}");
-                    String::new()
-                }
-                Err(e) => return Err(e),
-            }
+            // The host's grant may do without one (a token file is often removed after use).
+            self.token().unwrap_or_else(|e| {
+                unreadable = Some(e);
+                String::new()
+            })
         } else {
             String::new()
         };
@@ -125,8 +117,12 @@ impl Joiner {
             Err(_) => return Err(self.unreachable(format!("no answer within {ATTEMPT:?}"))),
             Ok(Err(s)) if transient(&s) => return Err(self.unreachable(status::describe(&s))),
             Ok(Err(s)) => {
+                let message = match unreadable {
+                    Some(why) => format!("{}; the configured one can't be read: {why}", s.message()),
+                    None => s.message().to_owned(),
+                };
                 return Err(JoinError::Refused {
-                    message: s.message().to_owned(),
+                    message,
                     reason: status::reason(&s).map(str::to_owned),
                 });
             }
@@ -158,17 +154,11 @@ impl Joiner {
         self.token().ok()
     }
 
-    fn token(&self) -> Result<String, JoinError> {
+    fn token(&self) -> Result<String, postern_config::TokenError> {
         match &self.token {
             TokenSource::None => Ok(String::new()),
             TokenSource::Minted(token) => Ok(token.to_string()),
-            TokenSource::Params(params) => match params.token() {
-                Ok(token) => Ok(token.expose().to_owned()),
-                Err(source) => Err(JoinError::Token {
-                    service: self.service.clone(),
-                    source,
-                }),
-            },
+            TokenSource::Params(params) => Ok(params.token()?.expose().to_owned()),
         }
     }
 

@@ -11,7 +11,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use postern_agent::AgentStatus;
+use postern_agent::{AgentStatus, ServiceState};
 use postern_config::{Address, Config};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -254,7 +254,10 @@ fn answer(path: &str, parts: &Weak<Parts>, metrics: &PrometheusHandle) -> Respon
             reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n".into()),
             reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
         },
-        "/metrics" => text(StatusCode::OK, metrics.render()),
+        "/metrics" => {
+            count_states(&parts);
+            text(StatusCode::OK, metrics.render())
+        }
         "/status" => match serde_json::to_string(&parts.status()) {
             Ok(json) => text(StatusCode::OK, json),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
@@ -264,6 +267,17 @@ fn answer(path: &str, parts: &Weak<Parts>, metrics: &PrometheusHandle) -> Respon
             "there are /healthz, /readyz, /metrics and /status\n".into(),
         ),
     }
+}
+
+/// How many services are in which state: counted when somebody looks.
+fn count_states(parts: &Parts) {
+    let services = parts.agent.status().map(|a| a.services).unwrap_or_default();
+    for state in ServiceState::ALL {
+        let n = services.iter().filter(|s| s.state == state).count();
+        metrics::gauge!("postern_agent_services", "state" => state.to_string()).set(n as f64);
+    }
+    let invalid = parts.reload.state().invalid.is_some();
+    metrics::gauge!("postern_config_invalid").set(f64::from(u8::from(invalid)));
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

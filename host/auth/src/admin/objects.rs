@@ -94,12 +94,15 @@ fn resource(r: &Resource) -> (String, Value) {
 
 async fn agents(state: &Shared) -> Result<Vec<(String, Value)>, KvError> {
     let mut objects = Vec::new();
+    let mut refused = state.inventory.refused();
     for agent in all::<Agent>(&state.kv).await? {
         let a = agent.value;
-        let seen = state.inventory.get(&AgentIdentity {
+        let id = AgentIdentity {
             host_id: a.host_id.clone(),
             service: a.service.clone(),
-        });
+        };
+        let join_failed = refused.remove(&id).map(|r| r.message);
+        let seen = state.inventory.get(&id);
         let lock = state
             .locked(&[lock_host(&a.host_id), lock_service(&a.host_id, &a.service)])
             .await?;
@@ -119,8 +122,18 @@ async fn agents(state: &Shared) -> Result<Vec<(String, Value)>, KvError> {
             "resources": seen.as_ref().map(|s| &s.announced.resources),
             "tunnel_rtt_ms": seen.as_ref().map(|s| s.rtt_ms),
             "last_seen": last_seen, "healthy": healthy, "locked": lock.map(|l| l.reason),
+            "join_failed": join_failed,
         });
         objects.push((format!("{}/{}", a.host_id, a.service), json));
     }
+    // Services of known hosts that have not joined at all.
+    for (id, why) in refused {
+        let json = json!({
+            "host_id": id.host_id, "service": id.service, "kind": why.kind, "healthy": false,
+            "last_seen": rfc3339(time::unix(why.at)), "join_failed": why.message,
+        });
+        objects.push((format!("{}/{}", id.host_id, id.service), json));
+    }
+    objects.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(objects)
 }

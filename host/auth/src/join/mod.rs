@@ -13,6 +13,7 @@ use postern_access::Lock;
 use postern_api::status::{reasons, refuse};
 use postern_api::v1::{JoinRequest, JoinResponse};
 use postern_audit::{Event, names};
+use postern_identity::AgentIdentity;
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -39,6 +40,7 @@ pub async fn join(state: &Shared, req: &JoinRequest, from: IpAddr) -> Result<Joi
     for _ in 0..ATTEMPTS {
         match attempt(state, &ask).await {
             Ok(Outcome::Joined(response, event)) => {
+                state.inventory.joined(&identity(&ask.host_id, &ask.service));
                 if let Some(event) = event {
                     state.record(event.with("source", from.to_string())).await;
                 }
@@ -343,6 +345,12 @@ async fn refused(
         );
     }
     let message = format!("service {:?}: {}", cut(&req.service), refusal.message);
+    if let Some(host_id) = known {
+        let id = identity(host_id, &cut(&req.service));
+        state
+            .inventory
+            .join_refused(id, &cut(&req.kind), &refusal.message);
+    }
     // Without a valid signature the request proves no host id.
     let host_id = postern_api::join::verify(req);
     let name = match (&refusal.conflict, refusal.reason) {
@@ -383,6 +391,13 @@ async fn refused(
     }
     tracing::info!(source = %from, reason = refusal.reason, "join refused: {message}");
     refuse(refusal.code, refusal.reason, message)
+}
+
+fn identity(host_id: &str, service: &str) -> AgentIdentity {
+    AgentIdentity {
+        host_id: host_id.to_owned(),
+        service: service.to_owned(),
+    }
 }
 
 fn cut(text: &str) -> String {

@@ -85,10 +85,13 @@ fn resources(agent: &Object) -> String {
 }
 
 fn state(agent: &Object) -> String {
-    let locked = agent.value.get("locked").is_some_and(|l| !l.is_null());
+    let has = |key: &str| agent.value.get(key).is_some_and(|v| !v.is_null());
     match agent.value.get("healthy").and_then(Value::as_bool) {
-        _ if locked => "locked".to_owned(),
+        _ if has("locked") => "locked".to_owned(),
+        // What it holds stays in use; `agents get` says why it gets nothing new.
+        Some(true) if has("join_failed") => "up, join refused".to_owned(),
         Some(true) => "up".to_owned(),
+        _ if has("join_failed") => "join-failed".to_owned(),
         _ => "down".to_owned(),
     }
 }
@@ -122,13 +125,18 @@ mod tests {
                 "9f86d081/tcp",
                 json!({"hostname": "web-1", "kind": "tcp", "names": ["orders", "billing"], "healthy": false, "last_seen": "1970-01-01T00:06:40Z"}),
             ),
+            agent(
+                "9f86d081/web",
+                json!({"kind": "http", "healthy": false, "last_seen": "1970-01-01T00:06:40Z", "join_failed": "this host's grant does not cover kind \"http\""}),
+            ),
         ];
         assert_eq!(
             out::table(KIND.head, rows),
             "\
-AGENT         HOST   KIND  RESOURCES        STATE  SEEN        RTT     VERSION
-9f86d081/ssh  web-1  ssh   web-1            up     just now    1.2 ms  0.1.0
-9f86d081/tcp  web-1  tcp   orders, billing  down   10 min ago  -       -
+AGENT         HOST   KIND  RESOURCES        STATE        SEEN        RTT     VERSION
+9f86d081/ssh  web-1  ssh   web-1            up           just now    1.2 ms  0.1.0
+9f86d081/tcp  web-1  tcp   orders, billing  down         10 min ago  -       -
+9f86d081/web  -      http  -                join-failed  10 min ago  -       -
 "
         );
     }
