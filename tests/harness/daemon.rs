@@ -20,6 +20,8 @@ pub struct Daemon {
     place: Place,
     dir: PathBuf,
     child: Option<Child>,
+    /// The process that took over from `child`.
+    successor: Option<u32>,
 }
 
 impl Daemon {
@@ -40,6 +42,7 @@ impl Daemon {
             place,
             dir,
             child: None,
+            successor: None,
         };
         daemon.write_config(config)?;
         Ok(daemon)
@@ -93,6 +96,9 @@ impl Daemon {
     }
 
     pub fn pid(&self) -> Result<u32> {
+        if let Some(pid) = self.successor {
+            return Ok(pid);
+        }
         Ok(self
             .child
             .as_ref()
@@ -231,6 +237,23 @@ impl Daemon {
         Ok(kill(Pid::from_raw(pid), signal)?)
     }
 
+    /// SIGUSR2: another process takes over. Returns the old one, which goes on until its sessions have ended.
+    pub fn hand_over(&mut self) -> Result<Child> {
+        let before = self.pid()?;
+        ensure!(self.successor.is_none(), "once is enough");
+        self.signal(Signal::SIGUSR2)?;
+        let waited = wait::until("another process to take over", wait::LONG, || {
+            let Ok((200, body)) = self.get("/status") else {
+                return Ok(None);
+            };
+            let status: Value = serde_json::from_str(&body)?;
+            let pid = status["pid"].as_u64().and_then(|p| u32::try_from(p).ok());
+            Ok(pid.filter(|pid| *pid != before))
+        });
+        self.successor = Some(waited.with_context(|| self.log_tail(20))?);
+        self.child.take().context("does not run")
+    }
+
     /// As a power cut would: no goodbye.
     pub fn kill9(&mut self) -> Result<()> {
         let mut child = self.child.take().context("does not run")?;
@@ -261,6 +284,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if let Some(pid) = self.successor.and_then(|p| i32::try_from(p).ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();

@@ -205,7 +205,7 @@ impl Drop for Background {
 }
 
 /// Waits; kills at the deadline and answers `None`.
-pub(super) fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
+pub fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {

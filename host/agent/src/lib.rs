@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// What the agent can't read from its configuration.
@@ -84,6 +85,7 @@ pub struct Agent {
 struct Core {
     shared: Arc<Shared>,
     runtime: Runtime,
+    handed_over: CancellationToken,
     _feed: AbortOnDropHandle<()>,
 }
 
@@ -225,6 +227,17 @@ impl Agent {
         }
     }
 
+    /// Another process takes over: tunnels and sessions go on until [`Agent::drain`], but credentials are not renewed and
+    /// nothing is written except what the sessions do.
+    pub fn hand_over(&self) {
+        if let Some(core) = &self.core {
+            core.handed_over.cancel();
+        }
+        for service in self.services.values() {
+            service.hand_over();
+        }
+    }
+
     /// No new sessions; waits for the open ones. Their places in the cluster stay.
     pub async fn drain(mut self, timeout: Duration) {
         let services = std::mem::take(&mut self.services);
@@ -254,6 +267,7 @@ impl Agent {
         let (auth_tx, auth) = watch::channel(None);
         let runtime = Runtime::new(RuntimeOptions::new(self.data_dir.join("plugins")))?;
         Ok(Core {
+            handed_over: feed.handed_over(),
             shared: Arc::new(Shared {
                 cluster: self.cluster.clone(),
                 data_dir: self.data_dir.clone(),

@@ -19,7 +19,10 @@ mod writer;
 
 use crate::event::Event;
 use reader::Reader;
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use writer::Writer;
 
@@ -241,6 +244,58 @@ impl Emitter {
     }
 }
 
+/// What [`Spool::open_free`] found.
+pub struct Opened {
+    pub spool: Spool,
+    pub emitter: Emitter,
+    /// Those of processes that are gone.
+    pub left: Vec<Left>,
+}
+
+/// The spool of a process that is gone, with what it could not deliver.
+pub struct Left {
+    dir: PathBuf,
+    spool: Spool,
+    emitter: Emitter,
+}
+
+impl Left {
+    /// Delivers what is in it, and deletes it.
+    pub async fn finish<F, Fut>(self, deliver: F)
+    where
+        F: FnMut(Vec<Event>) -> Fut + Send,
+        Fut: Future<Output = Result<(), String>> + Send,
+    {
+        let Left {
+            dir,
+            spool,
+            emitter,
+        } = self;
+        tokio::select! {
+            () = spool.deliver(deliver) => {}
+            () = emitter.drained() => {}
+        }
+        if let Err(e) = std::fs::remove_dir_all(&dir) {
+            tracing::warn!("{}: cannot delete: {e}", dir.display());
+        }
+    }
+}
+
+/// Processes that may have a spool of the same service at once.
+const PROCESSES: usize = 16;
+
+fn candidates(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let dir = dir.to_owned();
+    (1..=PROCESSES).map(move |n| match n {
+        1 => dir.clone(),
+        n => {
+            let mut numbered = dir.clone().into_os_string();
+            numbered.push(format!("-{n}"));
+            numbered.into()
+        }
+    })
+}
+
 /// The delivering end. The writer ends when this and all emitters are dropped.
 pub struct Spool {
     reader: Reader,
@@ -255,8 +310,16 @@ impl Spool {
     /// # Errors
     /// The directory can't be used, is open to others, or another process has it.
     pub async fn open(dir: &Path, max_bytes: u64) -> Result<(Spool, Emitter), SpoolError> {
-        let path = dir.to_owned();
         let lock = segment::lock(dir).await?;
+        Self::of(dir, lock, max_bytes).await
+    }
+
+    async fn of(
+        dir: &Path,
+        lock: std::fs::File,
+        max_bytes: u64,
+    ) -> Result<(Spool, Emitter), SpoolError> {
+        let path = dir.to_owned();
         let opened = tokio::task::spawn_blocking(move || segment::recover(&path)).await;
         let found = opened.map_err(|e| SpoolError::new(dir, e.to_string()))??;
         let reader = Reader::new(dir, found.cursor);
@@ -275,6 +338,42 @@ impl Spool {
                 to_writer,
             },
             Emitter { inner },
+        ))
+    }
+
+    /// Opens the first of `dir`, `dir-2`, … that no other process has: one that hands over to a newer posternd keeps
+    /// its own until its last session has ended.
+    ///
+    /// # Errors
+    /// As [`Spool::open`].
+    pub async fn open_free(dir: &Path, max_bytes: u64) -> Result<Opened, SpoolError> {
+        for candidate in candidates(dir) {
+            let Some(lock) = segment::lock_within(&candidate, Duration::ZERO).await? else {
+                continue;
+            };
+            let (spool, emitter) = Self::of(&candidate, lock, max_bytes).await?;
+            let mut left = Vec::new();
+            for other in candidates(dir).filter(|d| *d != candidate && d.is_dir()) {
+                if let Some(lock) = segment::lock_within(&other, Duration::ZERO).await? {
+                    let (spool, emitter) = Self::of(&other, lock, max_bytes).await?;
+                    left.push(Left {
+                        dir: other,
+                        spool,
+                        emitter,
+                    });
+                }
+            }
+            return Ok(Opened {
+                spool,
+                emitter,
+                left,
+            });
+        }
+        Err(SpoolError::new(
+            dir,
+            format!(
+                "{PROCESSES} other processes have one each; end the sessions of the older ones"
+            ),
         ))
     }
 

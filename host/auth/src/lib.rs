@@ -32,6 +32,7 @@ mod users;
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct AuthOptions {
 pub struct AuthServer {
     state: Shared,
     addr: SocketAddr,
+    /// The listener once more, for the process that takes over.
+    heir: Option<OwnedFd>,
     tasks: JoinSet<()>,
     threads: Vec<Threads>,
     /// Held until everything is closed.
@@ -79,6 +82,15 @@ impl AuthServer {
     /// Opens the state (on the first start it creates the authorities and the default roles), binds, and serves.
     pub async fn start(
         opts: AuthOptions,
+        shutdown: CancellationToken,
+    ) -> Result<AuthServer, AuthError> {
+        Self::start_on(opts, None, shutdown).await
+    }
+
+    /// The same, on the listener of the process before, where there is one.
+    pub async fn start_on(
+        opts: AuthOptions,
+        inherited: Option<std::net::TcpListener>,
         shutdown: CancellationToken,
     ) -> Result<AuthServer, AuthError> {
         check_cluster_name(&opts.cluster).map_err(|e| AuthError::Internal(e.to_string()))?;
@@ -97,7 +109,8 @@ impl AuthServer {
         let inventory = inventory::Inventory::open(kv.clone()).await?;
         let passwords = password::Passwords::new().await?;
 
-        let listener = server::bind(&opts.listen).await?;
+        let listener = server::bind(&opts.listen, inherited).await?;
+        let heir = listener.as_fd().try_clone_to_owned().ok();
         let addr = listener.local_addr().map_err(|e| AuthError::Listen {
             addr: opts.listen.clone(),
             why: e.to_string(),
@@ -126,6 +139,7 @@ impl AuthServer {
         Ok(AuthServer {
             state,
             addr,
+            heir,
             tasks,
             threads: vec![kv_threads, audit_threads],
             _lock: lock,
@@ -135,6 +149,11 @@ impl AuthServer {
     /// Where the TLS port really is.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The listener, for the process that takes over; connections wait in it meanwhile.
+    pub fn listener(&mut self) -> Option<OwnedFd> {
+        self.heir.take()
     }
 
     /// The public halves of the cluster's authorities.

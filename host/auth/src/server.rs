@@ -48,12 +48,22 @@ const STREAMS: u32 = 64;
 /// How long calls may take to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-pub async fn bind(listen: &str) -> Result<TcpListener, AuthError> {
+/// `inherited`: what the process before listened on.
+pub async fn bind(
+    listen: &str,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, AuthError> {
     let fail = |e: io::Error| AuthError::Listen {
         addr: listen.to_owned(),
         why: e.to_string(),
     };
-    TcpListener::bind(listen).await.map_err(fail)
+    match inherited {
+        Some(listener) => listener
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(listener))
+            .map_err(fail),
+        None => TcpListener::bind(listen).await.map_err(fail),
+    }
 }
 
 /// The administration socket, 0600. A socket that nobody answers on is what a killed process left.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 /// One consistent state of what Auth published.
@@ -126,6 +127,8 @@ pub type Cache = watch::Receiver<Arc<Snapshot>>;
 /// Keeps the cache: reads it from disk, then follows Auth until dropped.
 pub struct Feed {
     path: PathBuf,
+    /// Another process owns the file now; this one goes on following.
+    handed_over: CancellationToken,
     tx: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -141,7 +144,17 @@ impl Feed {
             }
         };
         let (tx, rx) = watch::channel(Arc::new(snapshot));
-        (Feed { path, tx }, rx)
+        let feed = Feed {
+            path,
+            handed_over: CancellationToken::new(),
+            tx,
+        };
+        (feed, rx)
+    }
+
+    /// Cancelled, the file is written no more.
+    pub fn handed_over(&self) -> CancellationToken {
+        self.handed_over.clone()
     }
 
     /// Follows Auth through whichever channel is current; `None` means that no service has joined yet.
@@ -217,7 +230,7 @@ impl Feed {
     }
 
     async fn publish(&self, snapshot: Snapshot, save: bool) {
-        if save {
+        if save && !self.handed_over.is_cancelled() {
             let (path, copy) = (self.path.clone(), snapshot.clone());
             let written =
                 tokio::task::spawn_blocking(move || store::write_json(&path, &copy)).await;

@@ -118,7 +118,9 @@ impl Joiner {
             Ok(Err(s)) if transient(&s) => return Err(self.unreachable(status::describe(&s))),
             Ok(Err(s)) => {
                 let message = match unreadable {
-                    Some(why) => format!("{}; the configured one can't be read: {why}", s.message()),
+                    Some(why) => {
+                        format!("{}; the configured one can't be read: {why}", s.message())
+                    }
                     None => s.message().to_owned(),
                 };
                 return Err(JoinError::Refused {

@@ -43,6 +43,9 @@ pub struct StartArgs {
         default_value = "/etc/postern/postern.toml"
     )]
     pub config: PathBuf,
+    /// Take over from the process at the other end of standard input. For posternd itself, on SIGUSR2.
+    #[arg(long, hide = true)]
+    pub take_over: bool,
 }
 
 #[derive(Debug, ClapArgs)]

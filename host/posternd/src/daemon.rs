@@ -10,9 +10,10 @@ use postern_agent::{Agent, AgentView, Local};
 use postern_auth::{AuthOptions, AuthServer};
 use postern_config::Config;
 use postern_proxy::{JoinSource, ProxyOptions, ProxyServer};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,40 @@ pub struct Daemon {
     reloading: Reloading,
     diag: Diag,
     stop: CancellationToken,
+    auth_stop: CancellationToken,
     _lock: DataDirLock,
+}
+
+/// What goes on in a process that has handed over: live sessions, and the tunnels that carry them.
+pub struct Remains {
+    proxy: Option<ProxyServer>,
+    agent: Option<Agent>,
+    stop: CancellationToken,
+}
+
+impl Remains {
+    /// Sends the agents over to the new process; their live streams go on here.
+    pub async fn send_agents_over(&self) {
+        if let Some(proxy) = &self.proxy {
+            proxy.say_goodbye().await;
+        }
+    }
+
+    /// Waits for the sessions to end.
+    pub async fn drain(self, timeout: Duration) {
+        let proxy = async {
+            if let Some(proxy) = &self.proxy {
+                proxy.drain(timeout).await;
+            }
+        };
+        let agent = async {
+            if let Some(agent) = self.agent {
+                agent.drain(timeout).await;
+            }
+        };
+        tokio::join!(proxy, agent);
+        self.stop.cancel();
+    }
 }
 
 /// What the diagnostic socket tells about.
@@ -34,6 +68,23 @@ pub struct Parts {
     pub proxy: Option<ProxyServer>,
     pub agent: AgentView,
     pub reload: Reload,
+}
+
+/// The sockets that survive a change of processes.
+#[derive(Default)]
+pub struct Listeners {
+    pub auth: Option<OwnedFd>,
+    pub proxy: Option<OwnedFd>,
+}
+
+/// An inherited listener, unless the configuration asks for another address by now.
+fn usable(inherited: Option<OwnedFd>, listen: &str) -> Option<TcpListener> {
+    let listener = TcpListener::from(inherited?);
+    let now = listener.local_addr().ok()?;
+    let wanted: Result<SocketAddr, _> = listen.parse();
+    // Names and port 0 can't be compared: they were what they are.
+    let another = wanted.is_ok_and(|w| w.port() != 0 && w != now);
+    (!another).then_some(listener)
 }
 
 /// What the agent is told of the process around it.
@@ -57,15 +108,17 @@ impl Surroundings {
 }
 
 impl Daemon {
-    /// `log`: where a changed `[log]` is applied.
+    /// `log`: where a changed `[log]` is applied. `inherited`: what the process before listened on.
     pub async fn start(
         config: &Config,
         path: &Path,
         log: Option<log::Handle>,
+        inherited: Listeners,
     ) -> anyhow::Result<Self> {
         let lock = DataDirLock::take(&config.data_dir)?;
         let metrics = diag::install_metrics()?;
         let stop = CancellationToken::new();
+        let auth_stop = stop.child_token();
         let auth = match &config.auth {
             None => None,
             Some(a) => {
@@ -77,14 +130,18 @@ impl Daemon {
                     rejoin_window: a.rejoin_window,
                     proxy_public_addr: config.proxy.as_ref().map(|p| p.public_addr.clone()),
                 };
-                let server = AuthServer::start(options, stop.child_token()).await?;
+                let listener = usable(inherited.auth, &a.listen);
+                let server = AuthServer::start_on(options, listener, auth_stop.clone()).await?;
                 tracing::info!("Auth Service listens on {}", server.local_addr());
                 Some(server)
             }
         };
         let proxy = match &config.proxy {
             None => None,
-            Some(_) => Some(start_proxy(config, auth.as_ref(), stop.child_token()).await?),
+            Some(p) => {
+                let listener = usable(inherited.proxy, &p.listen);
+                Some(start_proxy(config, auth.as_ref(), listener, stop.child_token()).await?)
+            }
         };
         let surroundings = Surroundings {
             trust: auth.as_ref().map(AuthServer::trust),
@@ -113,6 +170,7 @@ impl Daemon {
             reloading,
             diag,
             stop,
+            auth_stop,
             _lock: lock,
         })
     }
@@ -125,6 +183,11 @@ impl Daemon {
         self.parts.status()
     }
 
+    /// For those who look on without keeping it alive.
+    pub fn watch(&self) -> Weak<Parts> {
+        Arc::downgrade(&self.parts)
+    }
+
     /// Where a reload is asked for.
     pub fn reload(&self) -> Reload {
         self.parts.reload.clone()
@@ -133,6 +196,35 @@ impl Daemon {
     /// Resolves when the diagnostic socket can't go on; the other parts heal themselves.
     pub async fn died(&mut self) -> anyhow::Error {
         self.diag.died().await
+    }
+
+    /// Everything that only one process may do ends here: Auth, accepting, renewing, writing, the data directory. What
+    /// is open goes on in what is returned, the sockets are for the process that takes over.
+    pub async fn hand_over(self) -> (Remains, Listeners) {
+        let Daemon {
+            parts,
+            mut reloading,
+            diag,
+            stop,
+            auth_stop,
+            _lock,
+        } = self;
+        drop(diag);
+        let agent = reloading.stop().await;
+        if let Some(agent) = &agent {
+            agent.hand_over();
+        }
+        let mut parts = alone(parts).await;
+        let listeners = Listeners {
+            auth: parts.auth.as_mut().and_then(AuthServer::listener),
+            proxy: parts.proxy.as_mut().and_then(ProxyServer::hand_over),
+        };
+        auth_stop.cancel();
+        if let Some(auth) = parts.auth {
+            auth.stopped().await;
+        }
+        let proxy = parts.proxy;
+        (Remains { proxy, agent, stop }, listeners)
     }
 
     /// Lets sessions end: the agent's own first, then those that pass through the proxy.
@@ -146,11 +238,7 @@ impl Daemon {
         } = self;
         drop(diag);
         let agent = reloading.stop().await;
-        // The diagnostic tasks are gone, so nobody else holds the parts.
-        let Some(parts) = Arc::into_inner(parts) else {
-            stop.cancel();
-            return;
-        };
+        let parts = alone(parts).await;
         if let Some(proxy) = &parts.proxy
             && parts.agent.status().is_none()
         {
@@ -163,6 +251,17 @@ impl Daemon {
         if let Some(auth) = parts.auth {
             auth.stopped().await;
         }
+    }
+}
+
+/// The diagnostic tasks are gone: who still looks on does so for a moment.
+async fn alone(mut parts: Arc<Parts>) -> Parts {
+    loop {
+        match Arc::try_unwrap(parts) {
+            Ok(parts) => return parts,
+            Err(shared) => parts = shared,
+        }
+        tokio::task::yield_now().await;
     }
 }
 
@@ -193,6 +292,7 @@ impl Parts {
 async fn start_proxy(
     config: &Config,
     auth: Option<&AuthServer>,
+    listener: Option<TcpListener>,
     stop: CancellationToken,
 ) -> anyhow::Result<ProxyServer> {
     let p = config.proxy.as_ref().context("[proxy]")?;
@@ -227,7 +327,7 @@ async fn start_proxy(
         data_dir: config.data_dir.clone(),
         join,
     };
-    let server = ProxyServer::start(options, stop).await?;
+    let server = ProxyServer::start_on(options, listener, stop).await?;
     tracing::info!("Proxy Service listens on {}", server.local_addr());
     Ok(server)
 }

@@ -5,7 +5,7 @@
 //! `postern users create` prints, and logs in with the `postern` beside this program.
 
 use crate::args::DevArgs;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Listeners};
 use crate::{log, start};
 use anyhow::{Context, ensure};
 use postern_api::v1::{self, admin_service_client::AdminServiceClient};
@@ -45,7 +45,7 @@ async fn serve(dir: &Path) -> anyhow::Result<()> {
     let login = login_name()?;
     let path = write_config(dir)?;
     let config = postern_config::load(&path)?;
-    let mut daemon = Daemon::start(&config, &path, None).await?;
+    let mut daemon = Daemon::start(&config, &path, None, Listeners::default()).await?;
     tokio::select! {
         said = introduce(dir, &config, &daemon, &login) => said?,
         _ = term.recv() => return Ok(()),

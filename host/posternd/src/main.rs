@@ -14,6 +14,7 @@ mod reload;
 mod reload_command;
 mod start;
 mod status;
+mod takeover;
 
 use std::process::ExitCode;
 

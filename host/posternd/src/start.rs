@@ -1,16 +1,21 @@
-//! `posternd start`: one daemon in the foreground, until a signal.
+//! `posternd start`: one daemon in the foreground, until a signal ends it or another process takes over.
 
 use crate::args::StartArgs;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Listeners};
 use crate::log;
+use crate::takeover::{self, Predecessor, Successor};
 use postern_config::Config;
-use std::path::Path;
-use tokio::signal::unix::{SignalKind, signal};
+use sd_notify::NotifyState;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub fn run(args: &StartArgs) -> anyhow::Result<()> {
+    // Before an upgrade puts another program in its place.
+    let program = takeover::program()?;
     let config = postern_config::load(&args.config)?;
     let log = log::init(&config.log)?;
-    runtime()?.block_on(serve(&config, &args.config, log))
+    runtime()?.block_on(serve(&config, args, log, program))
 }
 
 /// The runtime of the daemon.
@@ -20,43 +25,131 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
-async fn serve(config: &Config, path: &Path, log: log::Handle) -> anyhow::Result<()> {
+/// What a person or systemd says to the process.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    usr2: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The next one that ends the process.
+    async fn end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What ends the serving.
+enum End {
+    Signal(&'static str),
+    TakeOver(Successor),
+}
+
+async fn serve(
+    config: &Config,
+    args: &StartArgs,
+    log: log::Handle,
+    program: PathBuf,
+) -> anyhow::Result<()> {
     // Before anything listens, so that an early signal is not the default one.
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::listen()?;
     for warning in postern_config::warnings(config) {
         tracing::warn!("{warning}");
     }
-    let mut daemon = tokio::select! {
-        started = Daemon::start(config, path, Some(log)) => started?,
-        _ = term.recv() => return Ok(()),
-        _ = int.recv() => return Ok(()),
+    let path = args.config.as_path();
+    let mut before = args.take_over.then(Predecessor::at_stdin).transpose()?;
+    let starting = async {
+        let inherited = match &mut before {
+            Some(before) => before.take().await?,
+            None => Listeners::default(),
+        };
+        Daemon::start(config, path, Some(log), inherited).await
     };
-    sd_notify::notify(false, &[sd_notify::NotifyState::Ready]).ok();
-    let reload = daemon.reload();
-    let name = loop {
-        tokio::select! {
-            _ = term.recv() => break "SIGTERM",
-            _ = int.recv() => break "SIGINT",
-            died = daemon.died() => return Err(died),
-            _ = hup.recv() => {
-                tracing::info!("SIGHUP: reading the configuration");
-                // What came of it is logged there; a long compilation must not delay other signals.
-                let reload = reload.clone();
-                tokio::spawn(async move { reload.now().await });
+    let mut daemon = tokio::select! {
+        started = starting => started?,
+        _ = signals.end() => return Ok(()),
+    };
+    if let Some(mut before) = before {
+        before.serving().await?;
+        let parts = daemon.watch();
+        tokio::spawn(
+            before.ready(move || parts.upgrade().is_none_or(|p| p.not_ready().is_empty())),
+        );
+    }
+    sd_notify::notify(false, &[NotifyState::Ready]).ok();
+    let end = until_end(&mut daemon, &mut signals, &program, path).await?;
+    match end {
+        End::Signal(name) => {
+            let limit = config.shutdown_timeout;
+            tracing::info!(
+                "{name}: no new sessions; waiting up to {} for the open ones (again to stop at once)",
+                humantime::format_duration(limit)
+            );
+            sd_notify::notify(false, &[NotifyState::Stopping]).ok();
+            tokio::select! {
+                () = daemon.drain(limit) => tracing::info!("stopped"),
+                _ = signals.end() => tracing::warn!("stopped at once"),
             }
         }
-    };
-    tracing::info!(
-        "{name}: no new sessions; waiting up to {} for the open ones (again to stop at once)",
-        humantime::format_duration(config.shutdown_timeout)
-    );
-    sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]).ok();
-    tokio::select! {
-        () = daemon.drain(config.shutdown_timeout) => tracing::info!("stopped"),
-        _ = term.recv() => tracing::warn!("stopped at once"),
-        _ = int.recv() => tracing::warn!("stopped at once"),
+        End::TakeOver(successor) => {
+            if let Some(pid) = successor.pid() {
+                sd_notify::notify(false, &[NotifyState::MainPid(pid)]).ok();
+            }
+            let limit = config
+                .agent
+                .as_ref()
+                .map_or(Duration::from_secs(3600), |a| a.drain_timeout);
+            tokio::select! {
+                ended = successor.take(daemon, limit) => ended?,
+                _ = signals.end() => tracing::warn!("stopped at once"),
+            }
+            tracing::info!("the last session has ended, and this process with it");
+        }
     }
     Ok(())
+}
+
+async fn until_end(
+    daemon: &mut Daemon,
+    signals: &mut Signals,
+    program: &Path,
+    config: &Path,
+) -> anyhow::Result<End> {
+    loop {
+        tokio::select! {
+            _ = signals.term.recv() => return Ok(End::Signal("SIGTERM")),
+            _ = signals.int.recv() => return Ok(End::Signal("SIGINT")),
+            died = daemon.died() => return Err(died),
+            _ = signals.hup.recv() => {
+                tracing::info!("SIGHUP: reading the configuration");
+                // What came of it is logged there; a long compilation must not delay other signals.
+                let reload = daemon.reload();
+                tokio::spawn(async move { reload.now().await });
+            }
+            _ = signals.usr2.recv() => {
+                tracing::info!("SIGUSR2: starting {} to take over", program.display());
+                let started = tokio::select! {
+                    started = Successor::start(program, config) => started,
+                    name = signals.end() => return Ok(End::Signal(name)),
+                };
+                match started {
+                    Ok(successor) => return Ok(End::TakeOver(successor)),
+                    Err(e) => tracing::error!("nothing was handed over, this process goes on: {e:#}"),
+                }
+            }
+        }
+    }
 }

@@ -115,6 +115,7 @@ pub(crate) async fn to_agent(
         return "rate-limited";
     }
     let registry = shared.tunnel.registry();
+    shared.until_there(&id).await;
     // Whether there is such a resource that is not direct is nobody's business.
     if !registry.lookup(&id).is_some_and(|route| route.direct) {
         refuse(client, Alert::UnrecognizedName).await;

@@ -134,8 +134,12 @@ where
         trace: trace.clone(),
     };
     let registry = shared.tunnel.registry();
+    let opening = async {
+        shared.until_there(&id).await;
+        registry.open(&id, header).await
+    };
     let opened = tokio::select! {
-        opened = registry.open(&id, header) => opened,
+        opened = opening => opened,
         () = session.token.cancelled() => return "locked",
     };
     let stream = match opened {

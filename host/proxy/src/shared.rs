@@ -6,19 +6,22 @@ use crate::live::Live;
 use crate::route::{ALPN_SESSION, ALPN_TUNNEL};
 use postern_config::CertFiles;
 use postern_identity::tls::{self, ClientAuth, TlsIdentity};
-use postern_identity::{CaKind, TrustBundle};
+use postern_identity::{CaKind, ResourceId, TrustBundle};
 use postern_membership::{Cache, Credentials, Holding};
 use postern_tunnel::{HostCredentials, TunnelServer};
 use rustls::ServerConfig;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// How often a changed web certificate file is looked for.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(30);
+
+/// How often it is looked for an agent that is about to come.
+const LOOK: Duration = Duration::from_millis(10);
 
 pub(crate) struct Shared {
     pub cluster: String,
@@ -34,6 +37,8 @@ pub(crate) struct Shared {
     pub tls: watch::Receiver<Option<Arc<Terminating>>>,
     /// Sessions that are being relayed; drain waits for none.
     pub sessions: watch::Sender<usize>,
+    /// After a take-over: until when a resource that is not there yet is waited for.
+    pub patience: Option<Instant>,
     /// Everything ends.
     pub shutdown: CancellationToken,
 }
@@ -74,6 +79,17 @@ impl Terminating {
 }
 
 impl Shared {
+    /// Waits for a resource's agent to come over from the process before; returns at once where there was none.
+    pub async fn until_there(&self, id: &ResourceId) {
+        let Some(patience) = self.patience else {
+            return;
+        };
+        let registry = self.tunnel.registry();
+        while registry.lookup(id).is_none() && Instant::now() < patience {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Why this user may not come in.
     pub fn user_locked(&self, user: &str) -> Option<String> {
         let snapshot = self.snapshot.borrow();

@@ -14,6 +14,7 @@ use postern_membership::{
 use postern_tunnel::{AgentView, HostCredentials, Registry, TunnelServer, TunnelServerOptions};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -26,6 +27,8 @@ use tracing::{info, warn};
 
 /// The proxy's service and kind, as Auth knows it.
 const PROXY: &str = "proxy";
+/// After a take-over, how long a resource that is not there yet is waited for.
+const AGENTS_COME: Duration = Duration::from_secs(8);
 /// How long a start waits for the first answer of Auth, before it goes on without.
 const FIRST_JOIN: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,10 @@ pub struct ProxyServer {
     holding: watch::Receiver<Holding>,
     /// No new connections.
     closing: CancellationToken,
+    /// Another process renews and writes.
+    handed_over: CancellationToken,
+    /// The listener once more, for the process that takes over.
+    heir: Option<OwnedFd>,
     tasks: JoinHandle<()>,
 }
 
@@ -44,6 +51,16 @@ impl ProxyServer {
     /// error: it is tried again, and [`ProxyServer::readiness`] says why.
     pub async fn start(
         opts: ProxyOptions,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ProxyError> {
+        Self::start_on(opts, None, shutdown).await
+    }
+
+    /// The same, on the listener of the process before, where there is one. The agents have tunnels to that process
+    /// and come at once: until then who asks for a resource waits for it.
+    pub async fn start_on(
+        opts: ProxyOptions,
+        inherited: Option<std::net::TcpListener>,
         shutdown: CancellationToken,
     ) -> Result<Self, ProxyError> {
         let public_host = host_of(&opts.public_addr)
@@ -55,7 +72,15 @@ impl ProxyServer {
             addr: opts.listen.clone(),
             source,
         };
-        let listener = TcpListener::bind(&opts.listen).await.map_err(cannot)?;
+        let taking_over = inherited.is_some();
+        let listener = match inherited {
+            Some(listener) => listener
+                .set_nonblocking(true)
+                .and_then(|()| TcpListener::from_std(listener)),
+            None => TcpListener::bind(&opts.listen).await,
+        }
+        .map_err(cannot)?;
+        let heir = listener.as_fd().try_clone_to_owned().ok();
         let local_addr = listener.local_addr().map_err(cannot)?;
 
         let (feed, snapshot) = Feed::open(dir.path().join("cache.json"));
@@ -97,6 +122,7 @@ impl ProxyServer {
             trust,
             tls,
             sessions: watch::channel(0).0,
+            patience: taking_over.then(|| tokio::time::Instant::now() + AGENTS_COME),
             shutdown: shutdown.clone(),
         });
         let deriving = Deriving {
@@ -112,12 +138,29 @@ impl ProxyServer {
 
         let rejoin = Arc::new(Notify::new());
         let closing = shutdown.child_token();
+        let handed_over = feed.handed_over();
         let mut tasks = JoinSet::new();
         tasks.spawn(deriving.run());
         tasks.spawn(follow(opts.clone(), holding.clone(), rejoin.clone(), feed));
         tasks.spawn(enforce(shared.clone(), snapshot));
-        tasks.spawn(accept(listener, shared.clone(), closing.clone()));
-        tasks.spawn(hold(joiner, holding_tx, rejoin));
+        let (accepting, mut identified) = (
+            accept(listener, shared.clone(), closing.clone()),
+            shared.tls.clone(),
+        );
+        tasks.spawn(async move {
+            // Who comes while processes change shall wait rather than be sent away.
+            if taking_over {
+                let _ = timeout(AGENTS_COME, identified.wait_for(Option::is_some)).await;
+            }
+            accepting.await;
+        });
+        let renewing = handed_over.clone();
+        tasks.spawn(async move {
+            // What it holds stays published after that.
+            let holding = hold(joiner, holding_tx.clone(), rejoin);
+            renewing.run_until_cancelled(holding).await;
+            holding_tx.closed().await;
+        });
         let stop = shutdown.clone();
         let tasks = tokio::spawn(async move {
             stop.cancelled().await;
@@ -140,6 +183,8 @@ impl ProxyServer {
             shared,
             holding,
             closing,
+            handed_over,
+            heir,
             tasks,
         })
     }
@@ -158,10 +203,23 @@ impl ProxyServer {
         self.registry().agents()
     }
 
+    /// Another process takes over: accepts nothing more here, and gives the listener away. Tunnels and sessions go on
+    /// until [`ProxyServer::drain`].
+    pub fn hand_over(&mut self) -> Option<OwnedFd> {
+        self.closing.cancel();
+        self.handed_over.cancel();
+        self.heir.take()
+    }
+
+    /// Sends the agents elsewhere; their live streams go on.
+    pub async fn say_goodbye(&self) {
+        self.shared.tunnel.drain().await;
+    }
+
     /// Stops listening, sends the agents elsewhere, and waits until the sessions have ended, or for `limit`.
     pub async fn drain(&self, limit: Duration) {
         self.closing.cancel();
-        self.shared.tunnel.drain().await;
+        self.say_goodbye().await;
         let mut sessions = self.shared.sessions.subscribe();
         if timeout(limit, sessions.wait_for(|n| *n == 0))
             .await

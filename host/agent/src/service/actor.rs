@@ -32,6 +32,8 @@ pub enum Desired {
     Run(Arc<Spec>),
     /// Removed or disabled: sessions drain, the cluster is told, the keys rest for a while and are deleted.
     Gone(Arc<Common>),
+    /// Another process takes over: serves on, but asks Auth for nothing and writes nothing but what its sessions do.
+    HandedOver(Arc<Spec>),
     /// The process ends: sessions drain, everything else stays for the next start.
     Stop,
 }
@@ -76,6 +78,8 @@ pub async fn run(
         let now = desired.borrow_and_update().clone();
         match now {
             Desired::Run(spec) => actor.serve(spec, &mut desired).await?,
+            // It was not serving: nothing is left to be done here.
+            Desired::HandedOver(_) => return Ok(()),
             Desired::Gone(common) => {
                 tokio::select! {
                     () = leave::leave(&actor.home, &actor.shared, &common, outlet) => return Ok(()),
@@ -110,7 +114,8 @@ struct Actor<'a> {
 struct Parts {
     spec: Arc<Spec>,
     sessions: Sessions,
-    member: Member,
+    /// `None`: another process has taken over.
+    member: Option<Member>,
     beat: Option<Beat>,
     /// Carries new streams.
     front: Option<Front>,
@@ -154,6 +159,7 @@ impl Actor<'_> {
                     let now = desired.borrow_and_update().clone();
                     match now {
                         Desired::Run(spec) => self.adopt(&mut parts, spec),
+                        Desired::HandedOver(_) => (parts.member, parts.beat) = (None, None),
                         Desired::Gone(_) | Desired::Stop => break,
                     }
                 }
@@ -186,7 +192,7 @@ impl Actor<'_> {
         self.sessions = Some(sessions.clone());
         let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
         Parts {
-            member: Member::start(&self.home, &spec, cluster, host_key),
+            member: Some(Member::start(&self.home, &spec, cluster, host_key)),
             sessions,
             spec,
             beat: None,
@@ -288,9 +294,10 @@ impl Actor<'_> {
         if !spec.held_back {
             self.outlet.status.send_modify(|s| s.rolled_back = None);
         }
-        if !parts.member.fits(spec) {
+        if !parts.member.as_ref().is_some_and(|m| m.fits(spec)) {
             let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
-            parts.member = Member::start(&self.home, spec, cluster, host_key);
+            parts.member = None;
+            parts.member = Some(Member::start(&self.home, spec, cluster, host_key));
         }
         parts.sessions.serve(self.served(spec));
         if let Some(beat) = &parts.beat {

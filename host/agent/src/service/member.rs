@@ -33,16 +33,17 @@ impl Home {
     /// Opens (or makes) `<data_dir>/services/<name>` and begins to deliver what its spool holds.
     pub async fn open(data_dir: &Path, name: &str) -> Result<Self, AgentError> {
         let dir = MemberDir::open(data_dir.join("services").join(name))?;
-        let (spool, audit) = Spool::open(&dir.path().join("spool"), SPOOL_BYTES).await?;
+        let opened = Spool::open_free(&dir.path().join("spool"), SPOOL_BYTES).await?;
         let (auth, auth_rx) = watch::channel(None);
+        let (spool, left) = (opened.spool, opened.left);
         let deliver = tokio::spawn(async move {
-            spool
-                .deliver(|events| submit(auth_rx.clone(), events))
-                .await;
+            let send = |events| submit(auth_rx.clone(), events);
+            let left = left.into_iter().map(|left| left.finish(send));
+            tokio::join!(spool.deliver(send), futures::future::join_all(left));
         });
         Ok(Home {
             dir,
-            audit,
+            audit: opened.emitter,
             auth,
             holding: watch::Sender::new(Holding::default()),
             rejoin: Arc::new(Notify::new()),

@@ -98,6 +98,15 @@ impl Service {
         self.desired.borrow().clone()
     }
 
+    /// Another process takes over: what is open is served on, nothing else is done.
+    pub fn hand_over(&self) {
+        if let Desired::Run(spec) = self.desired() {
+            let _ = self.desired.send(Desired::HandedOver(spec));
+        } else {
+            let _ = self.desired.send(Desired::Stop);
+        }
+    }
+
     /// Writes an event into the service's audit spool.
     pub fn note(&self, event: Event) {
         if let Err(e) = self.notes.try_send(event) {
@@ -113,8 +122,8 @@ impl Service {
     pub fn plugin(&self) -> (Option<Plugin>, Option<String>) {
         let rejected = self.status.borrow().rolled_back.clone().map(|r| r.sha256);
         let wanted = match &*self.desired.borrow() {
-            Desired::Run(spec) => Some(spec.plugin.clone()),
-            _ => None,
+            Desired::Run(spec) | Desired::HandedOver(spec) => Some(spec.plugin.clone()),
+            Desired::Gone(_) | Desired::Stop => None,
         };
         let back = wanted
             .as_ref()

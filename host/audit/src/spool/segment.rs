@@ -51,6 +51,17 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Makes or checks the directory and takes it for this process.
 pub(super) async fn lock(dir: &Path) -> Result<File, SpoolError> {
+    match lock_within(dir, LOCK_WAIT).await? {
+        Some(lock) => Ok(lock),
+        None => Err(SpoolError::new(
+            dir,
+            "another process has it open; stop that posternd first",
+        )),
+    }
+}
+
+/// `None`: another process has it, and has kept it for so long.
+pub(super) async fn lock_within(dir: &Path, wait: Duration) -> Result<Option<File>, SpoolError> {
     let error = |what: &str, e: io::Error| SpoolError::new(dir, format!("{what}: {e}"));
     fs::DirBuilder::new()
         .recursive(true)
@@ -78,19 +89,14 @@ pub(super) async fn lock(dir: &Path) -> Result<File, SpoolError> {
         .mode(0o600)
         .open(dir.join("lock"))
         .map_err(|e| error("the lock file cannot be opened", e))?;
-    let deadline = tokio::time::Instant::now() + LOCK_WAIT;
+    let deadline = tokio::time::Instant::now() + wait;
     loop {
         match lock.try_lock() {
-            Ok(()) => return Ok(lock),
+            Ok(()) => return Ok(Some(lock)),
             Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            Err(TryLockError::WouldBlock) => {
-                return Err(SpoolError::new(
-                    dir,
-                    "another process has it open; stop that posternd first",
-                ));
-            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(error("cannot be locked", e)),
         }
     }

@@ -40,7 +40,9 @@ pub async fn join(state: &Shared, req: &JoinRequest, from: IpAddr) -> Result<Joi
     for _ in 0..ATTEMPTS {
         match attempt(state, &ask).await {
             Ok(Outcome::Joined(response, event)) => {
-                state.inventory.joined(&identity(&ask.host_id, &ask.service));
+                state
+                    .inventory
+                    .joined(&identity(&ask.host_id, &ask.service));
                 if let Some(event) = event {
                     state.record(event.with("source", from.to_string())).await;
                 }
