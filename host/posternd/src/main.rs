@@ -10,6 +10,7 @@ mod dev;
 mod diag;
 mod lockfile;
 mod log;
+mod plugin;
 mod start;
 mod status;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         args::Command::Check(a) => check::run(&a),
         args::Command::Status(a) => status::run(&a),
         args::Command::Dev(a) => dev::run(&a),
+        args::Command::Plugin(a) => plugin::run(&a),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
