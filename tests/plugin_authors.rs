@@ -157,7 +157,7 @@ fn one_script_is_passed_in_both_languages() -> Result<()> {
         "      authorize users=\"alice\"",
         "    on-input client \"alice\\r\\n\"",
         "  the upstream got \"alice\\r\\n\"",
-        "session.toml: 5 sessions played, 11 expectations met",
+        "session.toml: 5 sessions played, 12 expectations met",
     ] {
         ensure!(
             out.contains(line.trim_start()),
@@ -168,9 +168,17 @@ fn one_script_is_passed_in_both_languages() -> Result<()> {
     skip_unless!(python.is_some(), NO_PYTHON);
     let python = python.context(NO_PYTHON)?;
     let script = text(&script)?;
-    let args = ["run", text(&python)?, "--memory-mb", "128", "--script", script, "--json"];
+    let args = [
+        "run",
+        text(&python)?,
+        "--memory-mb",
+        "128",
+        "--script",
+        script,
+        "--json",
+    ];
     let report: serde_json::Value = serde_json::from_str(&posternd(&args)?.ok()?)?;
-    ensure!(report["checked"] == 11, "{report}");
+    ensure!(report["checked"] == 12, "{report}");
     ensure!(
         report["sessions"][0]["events"][2]["calls"][0]["steps"][0] == "skip 7",
         "{report}"
@@ -241,7 +249,10 @@ fn what_is_refused_says_what_to_change() -> Result<()> {
         "over.toml",
         "[[session]]\nevents = [{ client = \"a@b\\n\" }, { client = \"al\\n\" }]",
     )?;
-    let unasked = script("unasked.toml", "[[session]]\nevents = [{ connect = \"ok\" }]")?;
+    let unasked = script(
+        "unasked.toml",
+        "[[session]]\nevents = [{ connect = \"ok\" }]",
+    )?;
     let shell = script("shell.toml", "[[session]]\nevents = [{ shell = true }]")?;
     let bytes = script("bytes.toml", "[[session]]\nevents = [{ client = \"x\" }]")?;
     let hollow = testing_plugin("hollow")?;

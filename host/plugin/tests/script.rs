@@ -11,8 +11,7 @@ async fn play_with(plugin: &str, script: &str, settings: Option<Value>) -> Repor
     let rt = runtime(dir.path());
     let source = PluginSource::file(plugin, guest(plugin));
     let plugin = rt.load(&source, Limits::default()).await.unwrap();
-    let settings: Option<Map<String, Value>> =
-        settings.map(|s| serde_json::from_value(s).unwrap());
+    let settings: Option<Map<String, Value>> = settings.map(|s| serde_json::from_value(s).unwrap());
     let script = Script::parse(script).unwrap();
     script.play(&plugin, settings.as_ref()).await
 }
@@ -109,7 +108,7 @@ async fn settings_of_a_session_win_over_the_callers_and_those_over_the_scripts()
     let report = play_with("misbehave", script, Some(json!({"mode": "close"}))).await;
     assert_eq!(
         failure(&report),
-        "session \"2\", event 4 (client \"x\"): the plugin answered something else than expected (- expected, + answered)\n  - close ...\n  + to-client \"bye\\n\"\n  + close \"asked to\""
+        "session \"2\", event 4 (client \"x\"): the plugin answered something else than expected (- expected, + answered)\n  + to-client \"bye\\n\"\n    close \"asked to\""
     );
     assert_eq!(report.sessions.len(), 2);
 }

@@ -47,7 +47,8 @@ async fn check(args: &PluginFile) -> anyhow::Result<()> {
 
 async fn play(args: &PluginRunArgs) -> anyhow::Result<()> {
     let file = args.script.display();
-    let text = std::fs::read_to_string(&args.script).with_context(|| format!("cannot read {file}"))?;
+    let text =
+        std::fs::read_to_string(&args.script).with_context(|| format!("cannot read {file}"))?;
     let script = Script::parse(&text).with_context(|| file.to_string())?;
     let settings = settings(&args.plugin)?;
     let (plugin, _cache) = load(&args.plugin).await?;
@@ -77,7 +78,9 @@ fn count(n: usize, what: &str) -> String {
 
 /// As a service would load it, with a cache that is thrown away.
 async fn load(args: &PluginFile) -> anyhow::Result<(Plugin, (Runtime, TempDir))> {
-    let cache = tempfile::Builder::new().prefix("postern-plugin-").tempdir()?;
+    let cache = tempfile::Builder::new()
+        .prefix("postern-plugin-")
+        .tempdir()?;
     let mut options = RuntimeOptions::new(cache.path().join("cwasm"));
     options.max_instances = 16;
     let runtime = Runtime::new(options)?;

@@ -40,7 +40,12 @@ async fn relayed(plugin: &Plugin, settings: &str, bytes: &[u8]) -> String {
 async fn scripted(plugin: &Plugin, settings: &str, bytes: &[u8]) -> String {
     let answers = "{ authorize = \"allow\" }, { connect = \"ok\" },".to_owned();
     let first = match settings {
-        s if s.contains("connect-unasked") || s.contains("send-early") || s.contains("unannounced-principal") => "",
+        s if s.contains("connect-unasked")
+            || s.contains("send-early")
+            || s.contains("unannounced-principal") =>
+        {
+            ""
+        }
         s if s.contains("ask-forever") => &"{ authorize = \"allow\" },".repeat(64),
         _ => &answers,
     };

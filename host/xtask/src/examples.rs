@@ -53,7 +53,9 @@ fn python() -> Result<Option<PathBuf>> {
     std::fs::create_dir_all(product::plugin_target())?;
     let fresh = built.with_extension("new");
     let mut make = sh::cmd(componentize, &["--quiet", "-w", "codec", "-d"]);
-    make.arg(wit).args(["componentize", "app", "-p"]).arg(source);
+    make.arg(wit)
+        .args(["componentize", "app", "-p"])
+        .arg(source);
     sh::run(make.arg("-o").arg(&fresh))?;
     std::fs::rename(&fresh, &built)?;
     Ok(Some(built))

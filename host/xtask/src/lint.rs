@@ -14,7 +14,11 @@ pub fn run(args: Args) -> Result<()> {
     let plugins = paths::root().join("plugins/Cargo.toml");
     sh::phase("lint: formatting");
     let example = examples::rust_manifest();
-    for manifest in [paths::root().join("Cargo.toml"), plugins.clone(), example.clone()] {
+    for manifest in [
+        paths::root().join("Cargo.toml"),
+        plugins.clone(),
+        example.clone(),
+    ] {
         let mut fmt = sh::cargo(&["fmt", "--all", "--manifest-path"]);
         fmt.arg(manifest);
         if !args.fix {

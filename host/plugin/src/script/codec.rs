@@ -53,12 +53,7 @@ impl Player {
         self.settle(told).await
     }
 
-    async fn bytes(
-        &mut self,
-        side: Side,
-        bytes: &[u8],
-        told: &mut Event,
-    ) -> Result<(), Trouble> {
+    async fn bytes(&mut self, side: Side, bytes: &[u8], told: &mut Event) -> Result<(), Trouble> {
         self.may_send(side)?;
         self.conn.arrives(side, bytes);
         if self.conn.native(side) {
@@ -104,10 +99,7 @@ impl Player {
         match self.conn.question().map(show::question) {
             Some(open) if open == name => {}
             _ => {
-                return wrong(format!(
-                    "the plugin did not ask `{name}`; {}",
-                    self.waits()
-                ));
+                return wrong(format!("the plugin did not ask `{name}`; {}", self.waits()));
             }
         }
         let steps = self.codec.on_result(result.clone()).await;

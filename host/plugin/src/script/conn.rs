@@ -129,7 +129,10 @@ impl Conn {
             return None;
         }
         let order = [Side::Client, Side::Upstream];
-        for side in [order[usize::from(self.second)], order[usize::from(!self.second)]] {
+        for side in [
+            order[usize::from(self.second)],
+            order[usize::from(!self.second)],
+        ] {
             let half = self.of(side);
             if half.native || half.ended {
                 continue;
@@ -209,7 +212,9 @@ impl Conn {
         if self.question.is_some() {
             return self.may_ask();
         }
-        if !self.closed && let Some(side) = self.ending.take() {
+        if !self.closed
+            && let Some(side) = self.ending.take()
+        {
             // It has answered on-close: what it left is dropped.
             let half = self.of(side);
             if !half.native {

@@ -12,14 +12,13 @@ pub enum ScriptError {
     #[error("{place}: {why}")]
     Script { place: String, why: String },
     /// The plugin answered something else.
-    #[error("{place}: the plugin answered something else than expected (- expected, + answered)\n{diff}")]
+    #[error(
+        "{place}: the plugin answered something else than expected (- expected, + answered)\n{diff}"
+    )]
     Differs { place: String, diff: String },
     /// The plugin failed, or broke the contract.
     #[error("{place}: {error}")]
-    Plugin {
-        place: String,
-        error: PluginError,
-    },
+    Plugin { place: String, error: PluginError },
 }
 
 /// An event as it is shown (empty where that is not known), and its number; 0 for the opening that the script did not mention.

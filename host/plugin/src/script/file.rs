@@ -306,7 +306,10 @@ impl RawEvent {
                 (None, Some(digits)) => hex("data_hex", digits)?,
                 (None, None) => vec![],
                 (Some(_), Some(_)) => {
-                    return Err(named("answer", "data and data_hex are the same thing".into()));
+                    return Err(named(
+                        "answer",
+                        "data and data_hex are the same thing".into(),
+                    ));
                 }
             };
             let result = match outcome {
@@ -354,7 +357,9 @@ impl RawEvent {
         ] {
             match value {
                 Some(true) => keys.push((key, what)),
-                Some(false) => return Err(named(key, format!("write {key} = true, or leave it out"))),
+                Some(false) => {
+                    return Err(named(key, format!("write {key} = true, or leave it out")));
+                }
                 None => {}
             }
         }
@@ -375,9 +380,8 @@ impl RawEvent {
                 return Err((None, why));
             }
         };
-        let beside = |key: &str, of: &str| {
-            (None, format!("{key} says nothing here, it belongs to {of}"))
-        };
+        let beside =
+            |key: &str, of: &str| (None, format!("{key} says nothing here, it belongs to {of}"));
         let fails = matches!(
             what,
             What::Result(

@@ -46,10 +46,8 @@ impl Script {
             let name = told.unwrap_or_else(|| (i + 1).to_string());
             let settings = session.settings.as_ref().or(settings);
             let settings = settings.or(self.settings.as_ref());
-            let settings = settings.map_or_else(
-                || "{}".to_owned(),
-                |s| Value::Object(s.clone()).to_string(),
-            );
+            let settings =
+                settings.map_or_else(|| "{}".to_owned(), |s| Value::Object(s.clone()).to_string());
             if !valid.contains(&settings) {
                 if let Err(e) = plugin.validate(&settings).await {
                     report.failure = Some(ScriptError::plugin(&name, None, e));

@@ -129,10 +129,7 @@ pub(super) fn compare(expected: &[String], answered: &[String]) -> Result<(), St
     }
     let rest = expected.len().min(answered.len()) - before;
     let backwards = expected.iter().rev().zip(answered.iter().rev());
-    let after = backwards
-        .take(rest)
-        .take_while(|(e, a)| same(e, a))
-        .count();
+    let after = backwards.take(rest).take_while(|(e, a)| same(e, a)).count();
     let mut lines: Vec<String> = Vec::new();
     let (expected_end, answered_end) = (expected.len() - after, answered.len() - after);
     lines.extend(answered[..before].iter().map(|l| format!("    {l}")));

@@ -28,11 +28,21 @@ fn installed() -> Result<PathBuf> {
     );
     let mut pip = sh::cmd(
         &python,
-        &["-m", "pip", "install", "--quiet", "--disable-pip-version-check"],
+        &[
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ],
     );
-    pip.args(["--no-warn-conflicts", "--upgrade", "--root-user-action=ignore"])
-        .args(["--only-binary=:all:", "--target"])
-        .arg(&libs);
+    pip.args([
+        "--no-warn-conflicts",
+        "--upgrade",
+        "--root-user-action=ignore",
+    ])
+    .args(["--only-binary=:all:", "--target"])
+    .arg(&libs);
     sh::output(pip.arg(format!("componentize-py=={VERSION}")))
         .context("componentize-py cannot be had from PyPI")?;
     let script = format!(

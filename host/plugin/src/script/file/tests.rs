@@ -108,7 +108,10 @@ fn unknown_keys_are_errors_with_their_line() {
         said.starts_with("TOML parse error at line 3, column 5"),
         "{said}"
     );
-    assert!(said.contains("unknown field `cleint`, expected one of `open`, `client`"), "{said}");
+    assert!(
+        said.contains("unknown field `cleint`, expected one of `open`, `client`"),
+        "{said}"
+    );
     let said = refused("[[session]]\nevents = [{ connect = \"okay\" }]");
     assert!(
         said.contains("unknown variant `okay`, expected `ok` or `fail`"),
