@@ -38,16 +38,14 @@ async fn relayed(plugin: &Plugin, settings: &str, bytes: &[u8]) -> String {
 
 /// What a script says about the same.
 async fn scripted(plugin: &Plugin, settings: &str, bytes: &[u8]) -> String {
-    let answers = "{ authorize = \"allow\" }, { connect = \"ok\" },".to_owned();
-    let first = match settings {
-        s if s.contains("connect-unasked")
-            || s.contains("send-early")
-            || s.contains("unannounced-principal") =>
-        {
-            ""
-        }
-        s if s.contains("ask-forever") => &"{ authorize = \"allow\" },".repeat(64),
-        _ => &answers,
+    let allow = "{ authorize = \"allow\" },";
+    let at_once = ["connect-unasked", "send-early", "unannounced-principal"];
+    let first = if at_once.iter().any(|m| settings.contains(m)) {
+        String::new()
+    } else if settings.contains("ask-forever") {
+        allow.repeat(64)
+    } else {
+        format!("{allow} {{ connect = \"ok\" }},")
     };
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     let text = format!(

@@ -89,11 +89,10 @@ async fn play_one(
     };
     if !matches!(session.events.first().map(|e| &e.what), Some(What::Open)) {
         // It is always the first thing that happens, so it need not be said.
-        let place = || ("open".to_owned(), 0);
         let mut event = Event::new("open");
         let done = player.event(&What::Open, &mut event).await;
         keep(report, event, player.totals());
-        done.map_err(|t| t.at(name, Some(place())))?;
+        done.map_err(|t| t.at(name, Some(("open".to_owned(), 0))))?;
     }
     for (i, wanted) in session.events.iter().enumerate() {
         let shown = wanted.what.to_string();
