@@ -1,16 +1,16 @@
 //! `posternd plugin check` and `posternd plugin run`: for plugin authors. What is checked and how a script is played is in
 //! `postern-plugin`; here are files, output and exit status.
 
+mod cache;
 mod describe;
 
 use crate::args::{PluginCommand, PluginFile, PluginRunArgs};
 use crate::{log, start};
 use anyhow::{Context, bail, ensure};
 use postern_plugin::script::Script;
-use postern_plugin::{Limits, Plugin, PluginSource, Runtime, RuntimeOptions};
+use postern_plugin::{Limits, Plugin, PluginSource};
 use serde_json::{Map, Value};
 use std::path::Path;
-use tempfile::TempDir;
 
 pub fn run(command: &PluginCommand) -> anyhow::Result<()> {
     // What the plugin itself logs is for its author; where the components are compiled is not.
@@ -76,14 +76,9 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// As a service would load it, with a cache that is thrown away.
-async fn load(args: &PluginFile) -> anyhow::Result<(Plugin, (Runtime, TempDir))> {
-    let cache = tempfile::Builder::new()
-        .prefix("postern-plugin-")
-        .tempdir()?;
-    let mut options = RuntimeOptions::new(cache.path().join("cwasm"));
-    options.max_instances = 16;
-    let runtime = Runtime::new(options)?;
+/// As a service would load it. What is given besides has to live as long as the plugin.
+async fn load(args: &PluginFile) -> anyhow::Result<(Plugin, cache::Cached)> {
+    let (runtime, cached) = cache::runtime()?;
     let file = args.file.display().to_string();
     ensure!(
         args.file.is_file() || !args.file.exists(),
@@ -95,7 +90,7 @@ async fn load(args: &PluginFile) -> anyhow::Result<(Plugin, (Runtime, TempDir))>
     };
     let source = PluginSource::file(&file, &args.file);
     let plugin = runtime.load(&source, limits).await?;
-    Ok((plugin, (runtime, cache)))
+    Ok((plugin, cached))
 }
 
 /// `--settings`: TOML, or JSON by its name.

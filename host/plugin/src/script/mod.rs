@@ -81,9 +81,8 @@ async fn play_one(
         }
         World::Codec => {
             let codec = plugin.codec(settings, name).await;
-            Player::Codec(codec::Player::new(
-                codec.map_err(|e| ScriptError::plugin(name, None, e))?,
-            ))
+            let codec = codec.map_err(|e| ScriptError::plugin(name, None, e))?;
+            Player::Codec(Box::new(codec::Player::new(codec)))
         }
         World::Ssh => Player::Ssh(ssh::Player::new(plugin, settings, session, name)),
     };
@@ -142,7 +141,7 @@ fn keep(report: &mut Report, event: Event, (to_upstream, to_client): (Vec<u8>, V
 }
 
 enum Player<'a> {
-    Codec(codec::Player),
+    Codec(Box<codec::Player>),
     Ssh(ssh::Player<'a>),
 }
 
