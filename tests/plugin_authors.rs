@@ -75,8 +75,9 @@ impl World {
         );
         self.agent.write_config(&self.config)?;
         apply_edit(&mut self.agent)?;
+        // An interpreter takes ten seconds to compile, at low priority beside other tests.
         self.agent
-            .service_state(service, "up", wait::LONG)
+            .service_state(service, "up", 4 * wait::LONG)
             .map(drop)
     }
 
@@ -99,8 +100,8 @@ impl World {
         ensure!(said == "Login: /W alice\nPlan: none", "{service}: {said}");
         let said = self.finger(service, "bob\r\n")?;
         ensure!(
-            said.contains("users \"bob\"") && !said.contains("Login"),
-            "{service}: bob is nobody alice may ask about, but: {said}"
+            said == format!("no role of alice (self) allows user \"bob\" on finger \"{service}\""),
+            "{service}: {said}"
         );
         let said = self.finger(service, "alice@elsewhere\r\n")?;
         ensure!(
@@ -110,7 +111,7 @@ impl World {
         self.cluster.audited("session.start", |e| {
             e["user"] == "alice" && e["resource"] == service
         })?;
-        self.cluster.audited("session.end", |e| {
+        self.cluster.audited("session.rejected", |e| {
             e["resource"] == service && e.to_string().contains("bob")
         })?;
         Ok(())
@@ -157,7 +158,6 @@ fn one_script_is_passed_in_both_languages() -> Result<()> {
     for line in [
         "session \"somebody whom a role allows\"",
         "      authorize users=\"alice\"",
-        "    on-input client \"alice\\r\\n\"",
         "  the upstream got \"alice\\r\\n\"",
         "session.toml: 5 sessions played, 12 expectations met",
     ] {
