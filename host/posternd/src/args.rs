@@ -36,13 +36,14 @@ pub enum Command {
 pub enum PluginCommand {
     /// Say what a plugin is and whether this posternd can run it. Exits with 1 if it can't.
     Check(PluginCheckArgs),
-    /// Play the sessions of a script through a plugin and print every step that it answers. Exits with 1 at the first
-    /// answer that is not the expected one.
+    /// Play the sessions of a script through a plugin and print every step that it answers.
+    ///
+    /// Exits with 1 at the first answer that is not the expected one. docs/plugins.md has all of what a script can say.
     ///
     /// Example of a script:
     ///   [[session]]
     ///   events = [
-    ///     { client = "alice\r\n", expect = ["skip 7", 'authorize users="alice"'] },
+    ///     { client = "alice\n", expect = ["skip 6", 'authorize users="alice"'] },
     ///     { authorize = "deny", expect = ["close ..."] },
     ///   ]
     #[command(verbatim_doc_comment)]
@@ -78,7 +79,7 @@ pub struct PluginCheckArgs {
 pub struct PluginRunArgs {
     #[command(flatten)]
     pub plugin: PluginFile,
-    /// The script: docs/plugins.md, "Scripts".
+    /// The script.
     #[arg(long, value_name = "FILE.toml")]
     pub script: PathBuf,
 }

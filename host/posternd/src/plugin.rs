@@ -5,25 +5,37 @@ mod cache;
 mod describe;
 
 use crate::args::{PluginCommand, PluginFile, PluginRunArgs};
-use crate::{log, start};
+use crate::start;
 use anyhow::{Context, bail, ensure};
 use postern_plugin::script::Script;
 use postern_plugin::{Limits, Plugin, PluginSource};
 use serde_json::{Map, Value};
 use std::path::Path;
+use tracing_subscriber::{filter::filter_fn, fmt, prelude::*};
 
 pub fn run(command: &PluginCommand) -> anyhow::Result<()> {
-    // What the plugin itself logs is for its author; where the components are compiled is not.
-    log::init(&postern_config::Log {
-        level: "error,postern::plugin=debug".into(),
-        ..Default::default()
-    })?;
+    show_the_plugins_log()?;
     start::runtime()?.block_on(async {
         match command {
             PluginCommand::Check(args) => check(&args.plugin).await,
             PluginCommand::Run(args) => play(args).await,
         }
     })
+}
+
+/// What the plugin writes, by `log` or on stderr, is for its author; what the host notes about it is in our own output.
+fn show_the_plugins_log() -> anyhow::Result<()> {
+    let by_plugin = filter_fn(|event| {
+        event.target() == "postern::plugin" && event.fields().field("version").is_some()
+    });
+    let layer = fmt::layer()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(false);
+    Ok(tracing_subscriber::registry()
+        .with(layer.with_filter(by_plugin))
+        .try_init()?)
 }
 
 async fn check(args: &PluginFile) -> anyhow::Result<()> {

@@ -212,8 +212,7 @@ struct RawEvent {
 }
 
 pub(super) fn parse(text: &str) -> Result<Script, ScriptError> {
-    let raw: RawScript =
-        toml::from_str(text).map_err(|e| ScriptError::NotAScript(e.to_string()))?;
+    let raw: RawScript = toml::from_str(text).map_err(|e| ScriptError::NotAScript(not_toml(&e)))?;
     if raw.sessions.is_empty() {
         return Err(ScriptError::NotAScript(
             "there is no [[session]] in it, so nothing would be played".into(),
@@ -243,6 +242,24 @@ pub(super) fn parse(text: &str) -> Result<Script, ScriptError> {
         settings: raw.settings,
         sessions,
     })
+}
+
+/// What the parser says, and for an unknown word the one that was meant, perhaps.
+fn not_toml(e: &toml::de::Error) -> String {
+    let said = e.to_string().trim_end().to_owned();
+    // "unknown field `cleint`, expected one of `open`, `client`, …"
+    let words: Vec<&str> = e.message().split('`').skip(1).step_by(2).collect();
+    let Some((unknown, known)) = words
+        .split_first()
+        .filter(|_| e.message().starts_with("unknown"))
+    else {
+        return said;
+    };
+    let near = |word: &&&str| strsim::jaro_winkler(unknown, word);
+    match known.iter().max_by(|a, b| near(a).total_cmp(&near(b))) {
+        Some(word) if near(&word) > 0.8 => format!("{said}; did you mean `{word}`?"),
+        _ => said,
+    }
 }
 
 /// The event's key where one is known, and what is wrong.

@@ -112,6 +112,7 @@ fn unknown_keys_are_errors_with_their_line() {
         said.contains("unknown field `cleint`, expected one of `open`, `client`"),
         "{said}"
     );
+    assert!(said.ends_with("; did you mean `client`?"), "{said}");
     let said = refused("[[session]]\nevents = [{ connect = \"okay\" }]");
     assert!(
         said.contains("unknown variant `okay`, expected `ok` or `fail`"),
