@@ -62,6 +62,11 @@ fn world() -> Result<World> {
 fn apply_edit(agent: &mut Agent) -> Result<()> {
     // Until the hot reload is here: delete this line, and the test is about a live edit.
     agent.kill9().and_then(|()| agent.launch())?;
+    ensure!(
+        agent.is_running(),
+        "the agent ended: {}",
+        agent.log_tail(20)
+    );
     Ok(())
 }
 
