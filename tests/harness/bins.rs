@@ -41,6 +41,18 @@ pub fn testing_plugin(name: &str) -> Result<PathBuf> {
     wasm(format!("plugins/testing/{name}.wasm"))
 }
 
+/// One of the plugins of `docs/examples`; built by `cargo xtask test` alone. `None` for the one in Python where that could
+/// not be built.
+pub fn example_plugin(name: &str) -> Result<Option<PathBuf>> {
+    let path = bin_dir()?.join(format!("plugins/examples/{name}.wasm"));
+    ensure!(
+        path.is_file() || name.ends_with("-python"),
+        "{} is not built; run: cargo xtask test",
+        path.display()
+    );
+    Ok(path.is_file().then_some(path))
+}
+
 fn wasm(relative: String) -> Result<PathBuf> {
     let path = bin_dir()?.join(relative);
     ensure!(

@@ -15,7 +15,7 @@ mod user;
 pub mod wait;
 
 pub use agent::{Agent, AgentSpec};
-pub use bins::{bin, bin_dir, plugin, testing_plugin};
+pub use bins::{bin, bin_dir, example_plugin, plugin, testing_plugin};
 pub use cluster::{Cluster, ClusterSpec};
 pub use daemon::Daemon;
 pub use lab::{Lab, Place};

@@ -5,6 +5,7 @@
 //! - [`Runtime`]: the engines, the `.cwasm` cache, the CPU ticker. One per process, passed around explicitly.
 //! - [`Plugin`]: one version of one component, compiled. Cheap to clone; old sessions keep the old version.
 //! - [`Codec`] and [`SshGuard`]: one fresh instance each, for one connection (D6). A trap ends that one alone.
+//! - [`script`]: plays sessions from a file through a plugin, for their authors.
 //! - [`PluginError`]: what failed, on which plugin, and what to do about it.
 #![deny(unsafe_code)] // cache.rs loads our own machine code, compile.rs lowers a thread's priority
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -22,6 +23,7 @@ mod logging;
 mod meter;
 mod metrics;
 mod plugin;
+pub mod script;
 mod ssh;
 #[cfg(feature = "testing")]
 pub mod testing;

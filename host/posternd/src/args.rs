@@ -31,6 +31,61 @@ pub enum Command {
     Reload(ReloadArgs),
     /// A whole cluster on loopback in a throw-away directory, with a user who is logged in.
     Dev(DevArgs),
+    /// For plugin authors: check a plugin's file, play sessions through it. Needs no cluster.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Say what a plugin is and whether this posternd can run it. Exits with 1 if it can't.
+    Check(PluginCheckArgs),
+    /// Play the sessions of a script through a plugin and print every step that it answers.
+    ///
+    /// Exits with 1 at the first answer that is not the expected one. docs/plugins.md has all of what a script can say.
+    ///
+    /// Example of a script:
+    ///   [[session]]
+    ///   events = [
+    ///     { client = "alice\n", expect = ["skip 6", 'authorize users="alice"'] },
+    ///     { authorize = "deny", expect = ["close ..."] },
+    ///   ]
+    #[command(verbatim_doc_comment)]
+    Run(PluginRunArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginFile {
+    /// The component.
+    #[arg(value_name = "FILE.wasm")]
+    pub file: PathBuf,
+    /// Settings as they would stand in `[services.<name>.settings]`: a TOML or (by its name) JSON file.
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// What one instance may use, as `limits.memory_mb` of a service.
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub memory_mb: u32,
+    /// What one call may take, as `limits.cpu_ms_per_call` of a service.
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub cpu_ms_per_call: u32,
+    /// For machines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginCheckArgs {
+    #[command(flatten)]
+    pub plugin: PluginFile,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PluginRunArgs {
+    #[command(flatten)]
+    pub plugin: PluginFile,
+    /// The script.
+    #[arg(long, value_name = "FILE.toml")]
+    pub script: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

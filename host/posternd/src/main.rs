@@ -10,6 +10,7 @@ mod dev;
 mod diag;
 mod lockfile;
 mod log;
+mod plugin;
 mod reload;
 mod reload_command;
 mod start;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         args::Command::Status(a) => status::run(&a),
         args::Command::Reload(a) => reload_command::run(&a),
         args::Command::Dev(a) => dev::run(&a),
+        args::Command::Plugin(a) => plugin::run(&a),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! `cargo xtask lint`: formatting, clippy, licences and bans, and the rules of the layout that no tool knows.
 
-use crate::{paths, setup, sh};
+use crate::{examples, paths, product, setup, sh};
 use anyhow::{Result, bail};
 
 #[derive(clap::Args)]
@@ -13,7 +13,12 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let plugins = paths::root().join("plugins/Cargo.toml");
     sh::phase("lint: formatting");
-    for manifest in [paths::root().join("Cargo.toml"), plugins.clone()] {
+    let example = examples::rust_manifest();
+    for manifest in [
+        paths::root().join("Cargo.toml"),
+        plugins.clone(),
+        example.clone(),
+    ] {
         let mut fmt = sh::cargo(&["fmt", "--all", "--manifest-path"]);
         fmt.arg(manifest);
         if !args.fix {
@@ -52,16 +57,19 @@ pub fn run(args: Args) -> Result<()> {
         "warnings",
     ]))?;
     setup::wasm_target()?;
-    let mut clippy = sh::cargo(&[
-        "clippy",
-        "--workspace",
-        "--release",
-        "--target",
-        "wasm32-wasip2",
-        "--manifest-path",
-    ]);
-    clippy.arg(&plugins).args(["--", "-D", "warnings"]);
-    sh::run(clippy.env("CARGO_TARGET_DIR", paths::target().join("plugins")))
+    for manifest in [plugins, example] {
+        let mut clippy = sh::cargo(&[
+            "clippy",
+            "--workspace",
+            "--release",
+            "--target",
+            "wasm32-wasip2",
+            "--manifest-path",
+        ]);
+        clippy.arg(&manifest).args(["--", "-D", "warnings"]);
+        sh::run(clippy.env("CARGO_TARGET_DIR", product::plugin_target()))?;
+    }
+    Ok(())
 }
 
 /// "`postern` never links wasmtime", "only `tunnel` and `sshd` know russh" (deny.toml has the latter).

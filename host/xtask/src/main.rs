@@ -6,6 +6,7 @@
 mod api;
 mod bench;
 mod demo;
+mod examples;
 mod fuzz;
 mod lint;
 mod paths;

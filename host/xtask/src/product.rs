@@ -48,8 +48,8 @@ pub fn binaries(profile: Profile) -> Result<()> {
     sh::run(&mut build)
 }
 
-/// Where the plugins are built, and where those for tests are kept.
-fn plugin_target() -> PathBuf {
+/// Where the plugins are built.
+pub fn plugin_target() -> PathBuf {
     paths::target().join("plugins")
 }
 
@@ -77,32 +77,30 @@ pub fn plugins(profile: Profile) -> Result<()> {
         .map(|e| e.path())
         .filter(|p| p.extension().is_some_and(|e| e == "wasm"))
     {
-        let (testing, name) = shipped_name(&file);
-        let dir = if testing {
-            into.join("testing")
-        } else {
-            into.clone()
+        let (dir, name) = match shipped_name(&file) {
+            Some((false, name)) => (into.clone(), name),
+            Some((true, name)) => (into.join("testing"), name),
+            None => continue,
         };
         put(&file, &dir.join(format!("{name}.wasm")))?;
     }
     Ok(())
 }
 
-/// `misbehave_ssh.wasm` is `misbehave-ssh`, a plugin for tests.
-fn shipped_name(file: &Path) -> (bool, String) {
+/// `misbehave_ssh.wasm` is `misbehave-ssh`, a plugin for tests; `finger.wasm`, an example, is not shipped.
+fn shipped_name(file: &Path) -> Option<(bool, String)> {
     let name = file
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy()
         .replace('_', "-");
-    (
-        paths::root().join("plugins/testing").join(&name).is_dir(),
-        name,
-    )
+    let plugins = paths::root().join("plugins");
+    let testing = plugins.join("testing").join(&name).is_dir();
+    (testing || plugins.join(&name).is_dir()).then_some((testing, name))
 }
 
 /// Copies when the content differs, by rename: a running agent watches these files.
-fn put(from: &Path, to: &Path) -> Result<()> {
+pub fn put(from: &Path, to: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let content = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if std::fs::read(to).is_ok_and(|old| old == content) {

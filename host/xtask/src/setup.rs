@@ -2,11 +2,13 @@
 //! question, else named together with the command that installs it. Everything checks first, so a second run is instant.
 
 mod ansible;
+mod componentize;
 mod debian;
 mod tools;
 mod wasm;
 
 pub use ansible::ansible;
+pub use componentize::componentize_py;
 pub use debian::{Package, debian};
 pub use tools::{cargo_deny, cargo_fuzz, nextest};
 pub use wasm::wasm_target;
@@ -20,6 +22,9 @@ pub fn everything() -> Result<()> {
     wasm_target()?;
     for (name, path) in [("cargo-deny", cargo_deny()?), ("ansible", ansible()?)] {
         eprintln!("  {name}: {}", path.display());
+    }
+    if let Some(path) = componentize_py() {
+        eprintln!("  componentize-py: {}", path.display());
     }
     match nextest()? {
         Some(path) => eprintln!("  cargo-nextest: {}", path.display()),

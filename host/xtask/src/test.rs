@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, end to end ones included, and the plugins' own.
 
 use crate::product::{self, Profile};
-use crate::{paths, setup, sh};
+use crate::{examples, paths, setup, sh};
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -19,6 +19,7 @@ pub fn run(args: Args) -> Result<()> {
 
     sh::phase("test: plugins and programs");
     product::plugins(Profile::Dev)?;
+    examples::build(Profile::Dev)?;
     product::binaries(Profile::Dev)?;
 
     sh::phase("test: workspace");
@@ -41,5 +42,8 @@ pub fn run(args: Args) -> Result<()> {
     sh::phase("test: plugins, natively");
     let mut test = sh::cargo(&["test", "--workspace", "--quiet", "--manifest-path"]);
     test.arg(paths::root().join("plugins/Cargo.toml"));
-    sh::run(test.env("CARGO_TARGET_DIR", paths::target().join("plugins")))
+    sh::run(test.env("CARGO_TARGET_DIR", product::plugin_target()))?;
+    let mut test = sh::cargo(&["test", "--quiet", "--manifest-path"]);
+    test.arg(examples::rust_manifest());
+    sh::run(test.env("CARGO_TARGET_DIR", product::plugin_target()))
 }

@@ -1,6 +1,6 @@
 //! The smallest useful plugin: any TCP service. Asks whether the user may see the resource at all, connects, steps aside.
 //!
-//! `docs/plugins.md` walks through this file.
+//! One that reads its protocol is in `docs/examples/plugin-rust`.
 
 use postern_sdk::codec::{Codec, Step, StepResult};
 use postern_sdk::settings::NoSettings;
