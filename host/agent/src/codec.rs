@@ -56,6 +56,7 @@ pub async fn serve(
         source: header.source,
         session_id,
         asked: OnceLock::new(),
+        rejected: OnceLock::new(),
         plugin_events: RateLimiter::direct(Quota::per_second(PLUGIN_EVENTS)),
         since: Instant::now(),
     };
@@ -103,6 +104,8 @@ struct SessionHost {
     session_id: String,
     /// The principals that were allowed; set when the session has started.
     asked: OnceLock<Vec<(String, String)>>,
+    /// Set when it is on record that the session was refused.
+    rejected: OnceLock<()>,
     plugin_events: DefaultDirectRateLimiter,
     since: Instant,
 }
@@ -136,6 +139,7 @@ impl SessionHost {
             user = self.user.name,
             "refused: {why}"
         );
+        let _ = self.rejected.set(());
         self.audit
             .emit_later(self.event(names::SESSION_REJECTED).with("reason", why));
     }
@@ -149,6 +153,14 @@ impl SessionHost {
 
     async fn ended(&self, outcome: &Result<postern_relay::RelayStats, String>) {
         if self.asked.get().is_none() {
+            // The plugin closed it before it asked, or failed. A client that just went away is nothing to tell of.
+            let why = match outcome {
+                Ok(stats) => stats.closed.as_deref(),
+                Err(e) => Some(e.as_str()),
+            };
+            if let Some(why) = why.filter(|_| self.rejected.get().is_none()) {
+                self.reject(why);
+            }
             return;
         }
         let mut event = self

@@ -140,7 +140,8 @@ Ctrl-C ends it.",
 async fn join_agent(dir: &Path, admin: &mut AdminServiceClient<Channel>) -> anyhow::Result<()> {
     let token = admin
         .create_token(v1::CreateTokenRequest {
-            kinds: vec!["ssh".into()],
+            // What can be tried by editing the configuration.
+            kinds: vec!["ssh".into(), "tcp".into()],
             ttl_seconds: 300,
             uses: 1,
             ..Default::default()

@@ -55,7 +55,7 @@ impl Signals {
 /// What ends the serving.
 enum End {
     Signal(&'static str),
-    TakeOver(Successor),
+    TakeOver(Box<Successor>),
 }
 
 async fn serve(
@@ -146,7 +146,7 @@ async fn until_end(
                     name = signals.end() => return Ok(End::Signal(name)),
                 };
                 match started {
-                    Ok(successor) => return Ok(End::TakeOver(successor)),
+                    Ok(successor) => return Ok(End::TakeOver(Box::new(successor))),
                     Err(e) => tracing::error!("nothing was handed over, this process goes on: {e:#}"),
                 }
             }
