@@ -21,10 +21,8 @@ pub async fn heartbeat(
         let mut client = AgentServiceClient::new(channel);
         let pause = match tokio::time::timeout(EVERY, client.heartbeat(beat())).await {
             Ok(Ok(answer)) => {
-                for name in answer.into_inner().refused {
-                    tracing::warn!(
-                        "Auth does not list resource {name:?} for this host: it belongs to another one"
-                    );
+                for why in answer.into_inner().reasons {
+                    tracing::warn!("Auth does not list a resource of this host: {why}");
                 }
                 EVERY
             }

@@ -300,10 +300,14 @@ impl Actor<'_> {
             parts.member = Some(Member::start(&self.home, spec, cluster, host_key));
         }
         parts.sessions.serve(self.served(spec));
-        if let Some(beat) = &parts.beat {
-            beat.says(spec);
-        }
         self.announce(parts);
+        self.tell_auth(parts);
+    }
+
+    fn tell_auth(&self, parts: &Parts) {
+        if let (Some(beat), Some(held)) = (&parts.beat, self.home.credentials()) {
+            beat.says(&parts.spec, &held.names);
+        }
     }
 
     /// Joining went on: new credentials, or a new reason why there are none.
@@ -337,9 +341,10 @@ impl Actor<'_> {
             Some(beat) => beat.through(channel),
             None => {
                 let rejoin = self.home.rejoin.clone();
-                parts.beat = Some(Beat::start(channel, rejoin, &parts.spec));
+                parts.beat = Some(Beat::start(channel, rejoin, &parts.spec, &held.names));
             }
         }
+        self.tell_auth(parts);
         Ok(())
     }
 
@@ -400,9 +405,7 @@ impl Actor<'_> {
         self.outlet
             .status
             .send_modify(|s| s.rolled_back = Some(rolled_back));
-        if let Some(beat) = &parts.beat {
-            beat.says(&parts.spec);
-        }
+        self.tell_auth(parts);
     }
 
     /// Tells the status how things are.

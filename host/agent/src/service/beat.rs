@@ -17,9 +17,10 @@ pub struct Beat {
 }
 
 impl Beat {
-    pub fn start(channel: Channel, rejoin: Arc<Notify>, spec: &Spec) -> Self {
+    /// `named`: the names in the certificate held; others would be refused.
+    pub fn start(channel: Channel, rejoin: Arc<Notify>, spec: &Spec, named: &[String]) -> Self {
         let (channel, channels) = watch::channel(channel);
-        let (says, said) = watch::channel(of(spec));
+        let (says, said) = watch::channel(of(spec, named));
         let task = tokio::spawn(async move {
             heartbeat(channels, rejoin, || said.borrow().clone()).await;
         });
@@ -36,9 +37,9 @@ impl Beat {
     }
 
     /// The service has changed: says so at once.
-    pub fn says(&self, spec: &Spec) {
+    pub fn says(&self, spec: &Spec, named: &[String]) {
         let rtt = self.says.borrow().tunnel_rtt_ms;
-        let mut says = of(spec);
+        let mut says = of(spec, named);
         says.tunnel_rtt_ms = rtt;
         self.says.send_replace(says);
         self.channel.send_modify(|_| {});
@@ -51,13 +52,14 @@ impl Beat {
     }
 }
 
-fn of(spec: &Spec) -> HeartbeatRequest {
+fn of(spec: &Spec, named: &[String]) -> HeartbeatRequest {
     HeartbeatRequest {
         kind: spec.kind.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         resources: spec
             .offered
             .iter()
+            .filter(|o| named.contains(&o.id.name))
             .map(|o| AnnouncedResource {
                 name: o.id.name.clone(),
                 labels: o.labels.clone().into_iter().collect(),
