@@ -8,6 +8,8 @@ pub struct Draft {
     /// `key = value` before the first section.
     pub top: BTreeMap<String, String>,
     pub level: String,
+    /// Of the log.
+    pub format: String,
     /// `key = value` in `[agent]`.
     pub agent: BTreeMap<String, String>,
     pub services: BTreeMap<String, Service>,
@@ -61,7 +63,8 @@ pub fn pairs(lines: &[(&str, &str)]) -> BTreeMap<String, String> {
 impl fmt::Display for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         lines(f, &self.top)?;
-        writeln!(f, "[log]\nlevel = {:?}\n[agent]", self.level)?;
+        writeln!(f, "[log]\nlevel = {:?}", self.level)?;
+        writeln!(f, "format = {:?}\n[agent]", self.format)?;
         lines(f, &self.agent)?;
         for (name, service) in &self.services {
             writeln!(f, "[services.{name}]\nplugin = {:?}", service.plugin)?;

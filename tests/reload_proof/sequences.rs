@@ -46,7 +46,7 @@ enum Invalid {
     Torn,
     Empty,
     SameNameTwice,
-    NoAddress,
+    BadAddress,
     NoSuchPlugin,
     WrongDigest,
     UnknownSetting,
@@ -82,7 +82,7 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
         Torn,
         Empty,
         SameNameTwice,
-        NoAddress,
+        BadAddress,
         NoSuchPlugin,
         WrongDigest,
         UnknownSetting,
@@ -231,7 +231,7 @@ impl Proof {
             Invalid::Torn => good.to_string().split("ca_pin").next().unwrap_or_default().to_owned() + "ca_p",
             Invalid::Empty => String::new(),
             Invalid::SameNameTwice => format!("{good}\n[services.bad]\nplugin = \"tcp\"\nplugin = \"tcp\"\n"),
-            Invalid::NoAddress => with(&[("kind", "\"tcp\"")], "tcp", "bad", None),
+            Invalid::BadAddress => with(&[], "tcp", "bad", port).replace("address = \"127.0.0.1:", "address = \"127.0.0.1;"),
             Invalid::NoSuchPlugin => with(&[], "/nowhere/bad.wasm", "bad", port),
             Invalid::WrongDigest => with(&[("sha256", &format!("{:?}", "0".repeat(64)))], "tcp", "bad", port),
             Invalid::UnknownSetting => with(&[("settings", "{ unknown = 1 }")], "tcp", "bad", port),
@@ -252,18 +252,27 @@ impl Proof {
             living.map(|s| s["name"].to_string()).collect()
         };
         ensure!(names(&before) == names(&after), "{before} became {after}");
+        // Seen by the watcher; nobody asks.
+        self.w.save(&good.to_string())?;
         if matches!(what, Invalid::NoWasm) {
             self.put_plugin()?;
         }
-        self.w.save(&good.to_string())
+        Ok(())
     }
 
     /// What an agent that knows nothing of the edits makes of the file.
     fn fresh_start(&mut self) -> Result<serde_json::Value> {
-        let _ = std::fs::remove_dir_all(self.fresh.data_dir());
+        // All but the compiled plugins, which are what they are.
+        for entry in std::fs::read_dir(self.fresh.data_dir()).into_iter().flatten() {
+            let path = entry?.path();
+            match path.file_name().is_some_and(|name| name == "plugins") {
+                true => {}
+                false if path.is_dir() => std::fs::remove_dir_all(path)?,
+                false => std::fs::remove_file(path)?,
+            }
+        }
         save(&self.fresh, &self.w.draft.to_string())?;
         self.fresh.launch()?;
-        // Plugins compiled are compiled: that is not what this is about.
         self.fresh.ready()?;
         let came_out = services(&self.fresh)?;
         self.fresh.kill9()?;

@@ -71,7 +71,10 @@ fn edit(w: &mut World, i: usize, tokens: &[String; 2]) -> Result<Becomes> {
         3 => ssh(&|s| set(s, "settings", &format!("{{ exec = {{ deny = [\"never-{round}\"] }} }}"))),
         4 => ssh(&|s| set(s, "limits", &format!("{{ memory_mb = {}, max_sessions = 99 }}", 33 + round))),
         5 => drop(draft.services.insert(extra.clone(), Service::new("tcp", &[]).with(&extra, port))),
-        6 => draft.level = two("info,postern_agent=debug", "info"),
+        6 => {
+            draft.level = two("info,postern_agent=debug", "info");
+            draft.format = (if round % 4 < 2 { "json" } else { "text" }).into();
+        }
         7 => put(&if odd { plugin("tcp")? } else { testing_plugin("tcp-next")? }, &plugin_file(w))?,
         8 => (broken, why) = (Some(format!("{draft}\n[servces.typo]\n")), "did you mean"),
         9 => draft.services.entry(extra).and_modify(|s| s.enabled = false).or_insert_with(|| Service::new("tcp", &[])).enabled = false,

@@ -37,6 +37,7 @@ impl World {
                 ("shutdown_timeout", "\"1s\""),
             ]),
             level: "info".into(),
+            format: "text".into(),
             agent: pairs(&[
                 ("proxy", &format!("{:?}", cluster.proxy_addr)),
                 ("ca_pin", &format!("[{:?}]", cluster.pin)),
@@ -133,7 +134,9 @@ pub fn reload(daemon: &Daemon) -> Result<Outcome> {
 
 /// Of `posternd status --json`, what two agents with the same file have in common once both have settled.
 pub fn services(daemon: &Daemon) -> Result<Value> {
-    let status = daemon.status()?;
+    // As `posternd status --json` prints it, also while the file is invalid.
+    let (_, body) = daemon.get("/status")?;
+    let status: Value = serde_json::from_str(&body)?;
     let services = status["agent"]["services"].as_array().cloned();
     let shown = services.unwrap_or_default().into_iter().map(|s| {
         let keys = [
@@ -152,7 +155,8 @@ pub fn services(daemon: &Daemon) -> Result<Value> {
             .collect::<serde_json::Map<_, _>>()
             .into()
     });
-    Ok(json!({"ready": status["ready"], "services": shown.collect::<Vec<Value>>()}))
+    let invalid = &status["config_state"]["invalid"];
+    Ok(json!({"ready": status["ready"], "invalid": invalid, "services": shown.collect::<Vec<Value>>()}))
 }
 
 /// Waits until the status of its services is that.

@@ -227,6 +227,9 @@ impl Owner {
     }
 
     async fn reload(&mut self, cause: Cause) -> Outcome {
+        if cause == Cause::Asked {
+            self.watcher.read_elsewhere();
+        }
         let config = match postern_config::load(&self.path) {
             Ok(config) => config,
             Err(e) => {

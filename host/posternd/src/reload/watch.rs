@@ -78,6 +78,12 @@ impl Watcher {
         }
     }
 
+    /// Somebody else reads the files now, perhaps before they have come to rest: what is there once they have is news in
+    /// any case, even where it is what was seen here last.
+    pub fn read_elsewhere(&mut self) {
+        self.contents.clear();
+    }
+
     /// Resolves when the files are others than they were, and have been so for [`SETTLE`]. May be dropped and asked
     /// again; nothing is missed.
     pub async fn changed(&mut self) {
