@@ -3,7 +3,7 @@
 
 use crate::count;
 use crate::draft::Service;
-use crate::world::{World, homes, reload, server};
+use crate::world::{World, homes, server};
 use anyhow::{Context, Result, ensure};
 use postern_tests::wait;
 use rand::Rng;
@@ -72,7 +72,7 @@ impl Crashes {
                 if began.elapsed() >= after {
                     break;
                 }
-                let applied = reload(&self.w.agent)?;
+                let applied = self.w.agent.reload()?;
                 ensure!(applied.is_ok(), "{applied:?}");
             },
         }

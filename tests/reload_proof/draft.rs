@@ -85,7 +85,5 @@ impl fmt::Display for Draft {
 }
 
 fn lines(f: &mut fmt::Formatter<'_>, lines: &BTreeMap<String, String>) -> fmt::Result {
-    lines
-        .iter()
-        .try_for_each(|(k, v)| writeln!(f, "{k} = {v}"))
+    lines.iter().try_for_each(|(k, v)| writeln!(f, "{k} = {v}"))
 }

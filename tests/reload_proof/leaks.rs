@@ -24,7 +24,7 @@ fn services_that_come_and_go_leave_nothing() -> Result<()> {
         w.draft.services.insert(name.clone(), service);
         w.apply()?;
         w.agent.service_state(&name, "up", wait::LONG)?;
-        if i % 10 == 0 {
+        if i.is_multiple_of(10) {
             w.reachable(&name)?;
         }
         w.draft.services.remove(&name);

@@ -3,7 +3,7 @@
 
 use crate::count;
 use crate::draft::{Draft, Service};
-use crate::world::{World, put, reload, save, server, services, settles};
+use crate::world::{World, put, save, server, services, settles};
 use anyhow::{Context, Result, ensure};
 use postern_tests::{Daemon, Place, plugin, testing_plugin, wait};
 use proptest::prelude::*;
@@ -19,7 +19,10 @@ const SERVICES: u8 = 5;
 #[derive(Debug, Clone)]
 enum Edit {
     /// Or it replaces the one of that name.
-    Add { service: u8, from_file: bool },
+    Add {
+        service: u8,
+        from_file: bool,
+    },
     Remove(u8),
     Toggle(u8),
     Label(u8, u8),
@@ -106,7 +109,10 @@ struct Proof {
 impl Proof {
     fn start() -> Result<Proof> {
         let port = server()?;
-        let w = World::start("", BTreeMap::from([("s0".to_owned(), service(0, "tcp", port))]))?;
+        let w = World::start(
+            "",
+            BTreeMap::from([("s0".to_owned(), service(0, "tcp", port))]),
+        )?;
         let fresh = Daemon::prepare(&w.lab, "fresh", Place::here(), "")?;
         let tokens = [w.token()?, w.token()?];
         put(&plugin("tcp")?, &w.lab.join("file.wasm"))?;
@@ -160,7 +166,10 @@ impl Proof {
     }
 
     fn change(&mut self, edit: &Edit) -> Result<()> {
-        let (port, token) = (self.port, self.tokens[usize::from(self.sequences % 2 == 0)].clone());
+        let (port, token) = (
+            self.port,
+            self.tokens[(self.sequences % 2) as usize].clone(),
+        );
         let paths = [self.plugin(false), self.plugin(true)];
         let draft = &mut self.w.draft;
         let mut of = |n: &u8, change: &dyn Fn(&mut Service)| {
@@ -172,14 +181,21 @@ impl Proof {
             s.lines.insert(key.into(), value);
         };
         match edit {
-            Edit::Add { service: n, from_file } => {
+            Edit::Add {
+                service: n,
+                from_file,
+            } => {
                 let plugin = &paths[usize::from(*from_file)];
-                draft.services.insert(format!("s{n}"), service(*n, plugin, port));
+                draft
+                    .services
+                    .insert(format!("s{n}"), service(*n, plugin, port));
             }
             Edit::Remove(n) => drop(draft.services.remove(&format!("s{n}"))),
             Edit::Toggle(n) => of(n, &|s| s.enabled = !s.enabled),
             Edit::Label(n, label) => of(n, &|s| {
-                s.resources.values_mut().for_each(|r| r.env = format!("env-{label}"));
+                s.resources
+                    .values_mut()
+                    .for_each(|r| r.env = format!("env-{label}"));
             }),
             Edit::MoreResources(n) => of(n, &|s| {
                 let name = format!("r{n}-{}", s.resources.len());
@@ -190,9 +206,13 @@ impl Proof {
                 true => line(s, "kind", "\"thing\"".into()),
                 false => drop(s.lines.remove("kind")),
             }),
-            Edit::Plugin(n, from_file) => of(n, &|s| s.plugin = paths[usize::from(*from_file)].clone()),
+            Edit::Plugin(n, from_file) => {
+                of(n, &|s| s.plugin = paths[usize::from(*from_file)].clone())
+            }
             Edit::Limits(n, mb) => of(n, &|s| line(s, "limits", format!("{{ memory_mb = {mb} }}"))),
-            Edit::Rollback(n, traps) => of(n, &|s| line(s, "rollback", format!("{{ traps = {traps} }}"))),
+            Edit::Rollback(n, traps) => of(n, &|s| {
+                line(s, "rollback", format!("{{ traps = {traps} }}"))
+            }),
             Edit::Direct(n) => of(n, &|s| line(s, "settings", "{}".into())),
             Edit::Swap => {
                 self.next = !self.next;
@@ -203,16 +223,31 @@ impl Proof {
                 let word = ["\"auto\"", "\"ssh\"", "\"tls\""][usize::from(*n)];
                 draft.agent.insert("transport".into(), word.into());
             }
-            Edit::DrainTimeout(n) => drop(draft.agent.insert("drain_timeout".into(), format!("\"{n}m\""))),
+            Edit::DrainTimeout(n) => drop(
+                draft
+                    .agent
+                    .insert("drain_timeout".into(), format!("\"{n}m\"")),
+            ),
             Edit::Token => drop(draft.agent.insert("join_params".into(), token)),
-            Edit::Level(debug) => draft.level = if *debug { "info,postern_agent=debug" } else { "info" }.into(),
+            Edit::Level(debug) => {
+                draft.level = if *debug {
+                    "info,postern_agent=debug"
+                } else {
+                    "info"
+                }
+                .into()
+            }
             Edit::Invalid(_) => {}
         }
         Ok(())
     }
 
     fn put_plugin(&self) -> Result<()> {
-        let file = if self.next { testing_plugin("tcp-next")? } else { plugin("tcp")? };
+        let file = if self.next {
+            testing_plugin("tcp-next")?
+        } else {
+            plugin("tcp")?
+        };
         put(&file, &self.file())
     }
 
@@ -222,20 +257,40 @@ impl Proof {
         let good = &self.w.draft;
         let with = |lines: &[(&str, &str)], plugin: &str, resource: &str, port| {
             let mut bad: Draft = good.clone();
-            bad.services.insert("bad".into(), Service::new(plugin, lines).with(resource, port));
+            bad.services.insert(
+                "bad".into(),
+                Service::new(plugin, lines).with(resource, port),
+            );
             bad.to_string()
         };
         let port = Some(self.port);
         let text = match what {
             Invalid::UnknownKey => format!("{good}\nplugni = 1\n"),
-            Invalid::Torn => good.to_string().split("ca_pin").next().unwrap_or_default().to_owned() + "ca_p",
+            Invalid::Torn => {
+                good.to_string()
+                    .split("ca_pin")
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+                    + "ca_p"
+            }
             Invalid::Empty => String::new(),
-            Invalid::SameNameTwice => format!("{good}\n[services.bad]\nplugin = \"tcp\"\nplugin = \"tcp\"\n"),
-            Invalid::BadAddress => with(&[], "tcp", "bad", port).replace("address = \"127.0.0.1:", "address = \"127.0.0.1;"),
+            Invalid::SameNameTwice => {
+                format!("{good}\n[services.bad]\nplugin = \"tcp\"\nplugin = \"tcp\"\n")
+            }
+            Invalid::BadAddress => with(&[], "tcp", "bad", port)
+                .replace("address = \"127.0.0.1:", "address = \"127.0.0.1;"),
             Invalid::NoSuchPlugin => with(&[], "/nowhere/bad.wasm", "bad", port),
-            Invalid::WrongDigest => with(&[("sha256", &format!("{:?}", "0".repeat(64)))], "tcp", "bad", port),
+            Invalid::WrongDigest => with(
+                &[("sha256", &format!("{:?}", "0".repeat(64)))],
+                "tcp",
+                "bad",
+                port,
+            ),
             Invalid::UnknownSetting => with(&[("settings", "{ unknown = 1 }")], "tcp", "bad", port),
-            Invalid::NeedsRestart => good.to_string().replace("shutdown_timeout = \"1s\"", "shutdown_timeout = \"2s\""),
+            Invalid::NeedsRestart => good
+                .to_string()
+                .replace("shutdown_timeout = \"1s\"", "shutdown_timeout = \"2s\""),
             Invalid::NoWasm => {
                 std::fs::write(self.w.lab.join("bad.new"), "no component")?;
                 put(&self.w.lab.join("bad.new"), &self.file())?;
@@ -243,7 +298,7 @@ impl Proof {
             }
         };
         self.w.save(&text)?;
-        let outcome = reload(&self.w.agent)?;
+        let outcome = self.w.agent.reload()?;
         ensure!(outcome.is_err(), "applied: {outcome:?}\n{text}");
         let after = services(&self.w.agent)?;
         let names = |v: &serde_json::Value| -> Vec<String> {
@@ -263,7 +318,10 @@ impl Proof {
     /// What an agent that knows nothing of the edits makes of the file.
     fn fresh_start(&mut self) -> Result<serde_json::Value> {
         // All but the compiled plugins, which are what they are.
-        for entry in std::fs::read_dir(self.fresh.data_dir()).into_iter().flatten() {
+        for entry in std::fs::read_dir(self.fresh.data_dir())
+            .into_iter()
+            .flatten()
+        {
             let path = entry?.path();
             match path.file_name().is_some_and(|name| name == "plugins") {
                 true => {}

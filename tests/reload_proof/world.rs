@@ -1,9 +1,9 @@
 //! A cluster, an agent whose file is edited, and somebody who uses it.
 
 use crate::draft::{Draft, Service, pairs};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use postern_tests::cluster::NAME;
-use postern_tests::{Cluster, ClusterSpec, Daemon, Lab, Place, Run, User, bin, wait};
+use postern_tests::{Cluster, ClusterSpec, Daemon, Lab, Place, User, wait};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -74,7 +74,7 @@ impl World {
     /// Saves the draft and waits for what becomes of it.
     pub fn reload(&self) -> Result<Outcome> {
         self.save(&self.draft.to_string())?;
-        reload(&self.agent)
+        self.agent.reload()
     }
 
     /// The same, for an edit that must be applied.
@@ -119,19 +119,6 @@ pub fn put(from: &Path, to: &Path) -> Result<()> {
     Ok(std::fs::rename(&new, to)?)
 }
 
-pub fn reload(daemon: &Daemon) -> Result<Outcome> {
-    let run = Run::new(daemon.place().command(&bin("posternd")?));
-    let ran = run
-        .args(["reload", "--data-dir"])
-        .arg(daemon.data_dir())
-        .run()?;
-    if ran.status.success() {
-        return Ok(Ok(ran.out()));
-    }
-    ensure!(ran.err().contains("nothing was applied"), "{}", ran.told());
-    Ok(Err(ran.err()))
-}
-
 /// Of `posternd status --json`, what two agents with the same file have in common once both have settled.
 pub fn services(daemon: &Daemon) -> Result<Value> {
     // As `posternd status --json` prints it, also while the file is invalid.
@@ -156,7 +143,9 @@ pub fn services(daemon: &Daemon) -> Result<Value> {
             .into()
     });
     let invalid = &status["config_state"]["invalid"];
-    Ok(json!({"ready": status["ready"], "invalid": invalid, "services": shown.collect::<Vec<Value>>()}))
+    Ok(
+        json!({"ready": status["ready"], "invalid": invalid, "services": shown.collect::<Vec<Value>>()}),
+    )
 }
 
 /// Waits until the status of its services is that.

@@ -349,7 +349,9 @@ impl AgentView {
 
     fn services(&self) -> Vec<ServiceStatus> {
         let shown = self.0.borrow();
-        let running = shown.services.iter().map(|s| s.borrow().clone());
+        // Closed: gone altogether, and not swept yet.
+        let living = shown.services.iter().filter(|s| s.has_changed().is_ok());
+        let running = living.map(|s| s.borrow().clone());
         let mut all: Vec<_> = running.chain(shown.idle.iter().cloned()).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
