@@ -34,7 +34,7 @@ pub fn run(world: &World, rounds: usize, report: &mut Report) -> Result<()> {
 /// Failed connections, and the p99 while it was swapped and before, in milliseconds.
 fn swaps(world: &World, round: usize) -> Result<(f64, f64, f64)> {
     let seconds = QUIET + f64::from(SWAPS);
-    let probe = world.probe(&["steady", FIRST, &seconds.to_string()]);
+    let probe = world.probe(&["steady", FIRST, &seconds.to_string()])?;
     let mut probe = postern_tests::Run::new(probe).background(Stdio::piped())?;
     std::thread::sleep(Duration::from_secs_f64(QUIET));
     let began = now();

@@ -1,9 +1,8 @@
 //! What is edited: an agent with SSH and one `tcp` service, and those who use it.
 
-use crate::paths;
 use anyhow::{Context, Result, bail};
 use postern_tests::run::Background;
-use postern_tests::{Agent, Cluster, Lab, Run, User, plugin};
+use postern_tests::{Agent, Cluster, Lab, Run, User, bin, plugin};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -64,10 +63,10 @@ impl World {
     }
 
     /// The load generator.
-    pub fn probe(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(paths::target().join("release/examples/reload_probe"));
+    pub fn probe(&self, args: &[&str]) -> Result<Command> {
+        let mut c = Command::new(bin("examples/reload_probe")?);
         c.arg(&self.user.home).args(args);
-        c
+        Ok(c)
     }
 
     /// Does it, and tries these resources until all were reached: the seconds from the beginning.
@@ -77,7 +76,7 @@ impl World {
         act: impl FnOnce(&mut World) -> Result<()>,
     ) -> Result<f64> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let probe = self.probe(&[&["until"], names.as_slice()].concat());
+        let probe = self.probe(&[&["until"], names.as_slice()].concat())?;
         let mut probe = Run::new(probe).background(Stdio::piped())?;
         let mut lines = BufReader::new(probe.child().stdout.take().context("stdout")?).lines();
         lines.next().context("the probe is not ready")??;
