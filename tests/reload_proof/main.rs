@@ -1,7 +1,8 @@
 //! The proof of hot reload: what must not break, under edits of all sorts, in numbers. [`reload`](../reload.rs) beside
 //! this says what each edit does; here it is about what none of them may do.
 //!
-//! By hand with more than CI has time for: `POSTERN_SEQUENCES=1000`, `POSTERN_ROUNDS=500`, `POSTERN_KILLS=200`.
+//! By hand with more than CI has time for, and without nextest, which would end it:
+//! `POSTERN_SEQUENCES=1000 cargo test --workspace --test reload_proof sequences`; also `POSTERN_ROUNDS=500`, `POSTERN_KILLS=200`.
 
 mod crashes;
 mod draft;
