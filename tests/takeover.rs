@@ -160,6 +160,31 @@ fn a_process_that_can_not_take_over_leaves_everything_as_it_was() -> Result<()> 
 }
 
 #[test]
+fn a_process_that_fails_with_everything_in_its_hands_is_taken_back_from() -> Result<()> {
+    let mut w = world()?;
+    let pid = w.cluster.auth.pid()?;
+    // Valid, and only found out when it is tried.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let config = std::fs::read_to_string(w.cluster.auth.config_path())?;
+    let broken = format!("{config}\n[diag]\nlisten = \"{}\"\n", taken.local_addr()?);
+    std::fs::write(w.cluster.auth.config_path(), broken)?;
+    w.cluster.auth.signal(Signal::SIGUSR2)?;
+    w.cluster
+        .auth
+        .wait_log("this one begins again, its sessions go on", wait::LONG)?;
+    w.untouched()?;
+    w.cluster.auth.ready()?;
+    ensure!(w.cluster.auth.is_running() && w.cluster.auth.pid()? == pid);
+    w.agent.ready()?;
+    wait::holds("sessions again", wait::LONG, || {
+        let ran = w.alice.ssh(&w.agent).arg("true").run();
+        ran.is_ok_and(|ran| ran.status.success())
+    })?;
+    w.cluster.admin(&["users", "ls"])?;
+    w.untouched()
+}
+
+#[test]
 fn the_systemd_unit_is_valid() -> Result<()> {
     let unit = concat!(
         env!("CARGO_MANIFEST_DIR"),

@@ -182,6 +182,19 @@ impl Daemon {
         Ok(serde_json::from_str(&out)?)
     }
 
+    /// `posternd reload`, as the operator would: what was applied, or why nothing was.
+    pub fn reload(&self) -> Result<std::result::Result<String, String>> {
+        let reload = Run::new(self.place.command(&bin("posternd")?));
+        // By the data directory: the file may be one that can't be read.
+        let ran = reload.args(["reload", "--data-dir"]);
+        let ran = ran.arg(self.data_dir()).run()?;
+        if ran.status.success() {
+            return Ok(Ok(ran.out()));
+        }
+        ensure!(ran.err().contains("nothing was applied"), "{}", ran.told());
+        Ok(Err(ran.err()))
+    }
+
     /// One service's part of the status.
     pub fn service(&self, name: &str) -> Result<Value> {
         let (_, body) = self.get("/status")?;

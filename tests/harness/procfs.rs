@@ -83,3 +83,10 @@ pub fn open_files(pid: u32) -> usize {
         .map(Iterator::count)
         .unwrap_or(0)
 }
+
+/// Threads of the process.
+pub fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .map(Iterator::count)
+        .unwrap_or(0)
+}

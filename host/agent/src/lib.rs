@@ -27,7 +27,7 @@ use crate::service::{Common, Desired, Service, Shared};
 use postern_audit::{Event, names};
 use postern_config::Config;
 use postern_identity::{HostKey, TrustBundle, store};
-use postern_membership::{Cache, Feed};
+use postern_membership::{Cache, Feed, Ways};
 use postern_plugin::{Runtime, RuntimeOptions};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -205,7 +205,11 @@ impl Agent {
                 Some(service) => {
                     if matches!(service.desired(), Desired::Run(_)) {
                         note(service, &name, false);
-                        let _ = service.set(leaving);
+                        if !service.set(leaving.clone()) {
+                            // It never ran, or ran no more: what it has on disk still has to go.
+                            let started = Service::start(&name, leaving, shared.clone());
+                            self.services.insert(name, started);
+                        }
                     }
                 }
                 None => {
@@ -218,11 +222,29 @@ impl Agent {
         self.show();
     }
 
-    /// Forgets services that are gone altogether.
+    /// Forgets services that are gone altogether, and starts those again that could not run.
     pub fn sweep(&mut self) {
-        let before = self.services.len();
-        self.services.retain(|_, s| !s.is_finished());
-        if self.services.len() != before {
+        let Some(core) = &self.core else { return };
+        let ended: Vec<String> = self
+            .services
+            .iter()
+            .filter(|(_, s)| !s.lives())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &ended {
+            let Some(service) = self.services.remove(name) else {
+                continue;
+            };
+            let desired = service.desired();
+            // Gone for good is what a service that left is.
+            let again = matches!(desired, Desired::Run(_)) || !service.is_finished();
+            drop(service);
+            if again {
+                let started = Service::start(name, desired, core.shared.clone());
+                self.services.insert(name.clone(), started);
+            }
+        }
+        if !ended.is_empty() {
             self.show();
         }
     }
@@ -264,7 +286,7 @@ impl Agent {
         store::private_dir(&self.data_dir)?;
         let host_key = Arc::new(HostKey::load_or_create(&self.data_dir.join("host.key"))?);
         let (feed, cache) = Feed::open(self.data_dir.join("cache.json"));
-        let (auth_tx, auth) = watch::channel(None);
+        let (auth_tx, auth) = watch::channel(Ways::new());
         let runtime = Runtime::new(RuntimeOptions::new(self.data_dir.join("plugins")))?;
         Ok(Core {
             handed_over: feed.handed_over(),
@@ -363,7 +385,9 @@ impl AgentView {
 
     fn services(&self) -> Vec<ServiceStatus> {
         let shown = self.0.borrow();
-        let running = shown.services.iter().map(|s| s.borrow().clone());
+        // Closed: gone altogether, and not swept yet.
+        let living = shown.services.iter().filter(|s| s.has_changed().is_ok());
+        let running = living.map(|s| s.borrow().clone());
         let mut all: Vec<_> = running.chain(shown.idle.iter().cloned()).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all

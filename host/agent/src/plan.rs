@@ -143,7 +143,7 @@ async fn one(
         Desired::Run(spec) => Some(spec),
         _ => None,
     });
-    let (current, rejected) = running.map(Service::plugin).unwrap_or_default();
+    let (current, rejected) = running.map(Service::serves).unwrap_or_default();
     let named = |e: &dyn fmt::Display| AgentError::Service(format!("service {name:?}: {e}"));
     let path = dirs
         .find(name, &service.plugin)
@@ -167,13 +167,20 @@ async fn one(
     if let Some(spec) = spec.as_ref().filter(same) {
         return Ok((spec.clone(), None));
     }
-    let keep = |p: &&Plugin| p.limits() == limits && (held_back || p.digest() == digest);
+    if let Some(good) = current.as_ref().filter(|_| held_back) {
+        // As it was loaded, and with the settings it works with: its file is no longer there to be asked anew.
+        let mut new = Spec::new(name, service.clone(), common, good.plugin.clone())?;
+        new.held_back = true;
+        new.settings.clone_from(&good.settings);
+        return Ok((Arc::new(new), None));
+    }
+    let current = current.map(|spec| spec.plugin.clone());
+    let keep = |p: &&Plugin| p.limits() == limits && p.digest() == digest;
     let plugin = match current.as_ref().filter(keep) {
         Some(plugin) => plugin.clone(),
         None => runtime.load(&source, limits).await.map_err(|e| named(&e))?,
     };
-    let mut new = Spec::new(name, service.clone(), common, plugin)?;
-    new.held_back = held_back && new.plugin.digest() != digest;
+    let new = Spec::new(name, service.clone(), common, plugin)?;
     new.plugin
         .validate(&new.settings)
         .await

@@ -10,4 +10,4 @@ pub mod event;
 pub mod spool;
 
 pub use event::{Event, MAX_EVENT, names};
-pub use spool::{BATCH, BATCH_BYTES, Emitter, Spool, SpoolError, SpoolState};
+pub use spool::{BATCH, BATCH_BYTES, Emitter, Left, Others, Spool, SpoolError, SpoolState, others};

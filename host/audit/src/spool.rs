@@ -244,12 +244,35 @@ impl Emitter {
     }
 }
 
-/// What [`Spool::open_free`] found.
-pub struct Opened {
-    pub spool: Spool,
-    pub emitter: Emitter,
+/// The spools of one service, without one's own.
+#[derive(Default)]
+pub struct Others {
     /// Those of processes that are gone.
     pub left: Vec<Left>,
+    /// How many are open, one's own among them.
+    pub busy: usize,
+}
+
+/// Looks at `dir`, `dir-2`, …
+///
+/// # Errors
+/// As [`Spool::open`].
+pub async fn others(dir: &Path, max_bytes: u64) -> Result<Others, SpoolError> {
+    let mut others = Others::default();
+    for dir in candidates(dir).filter(|d| d.is_dir()) {
+        match segment::lock_within(&dir, Duration::ZERO).await? {
+            None => others.busy += 1,
+            Some(lock) => {
+                let (spool, emitter) = Spool::of(&dir, lock, max_bytes).await?;
+                others.left.push(Left {
+                    dir,
+                    spool,
+                    emitter,
+                });
+            }
+        }
+    }
+    Ok(others)
 }
 
 /// The spool of a process that is gone, with what it could not deliver.
@@ -346,28 +369,11 @@ impl Spool {
     ///
     /// # Errors
     /// As [`Spool::open`].
-    pub async fn open_free(dir: &Path, max_bytes: u64) -> Result<Opened, SpoolError> {
+    pub async fn open_free(dir: &Path, max_bytes: u64) -> Result<(Spool, Emitter), SpoolError> {
         for candidate in candidates(dir) {
-            let Some(lock) = segment::lock_within(&candidate, Duration::ZERO).await? else {
-                continue;
-            };
-            let (spool, emitter) = Self::of(&candidate, lock, max_bytes).await?;
-            let mut left = Vec::new();
-            for other in candidates(dir).filter(|d| *d != candidate && d.is_dir()) {
-                if let Some(lock) = segment::lock_within(&other, Duration::ZERO).await? {
-                    let (spool, emitter) = Self::of(&other, lock, max_bytes).await?;
-                    left.push(Left {
-                        dir: other,
-                        spool,
-                        emitter,
-                    });
-                }
+            if let Some(lock) = segment::lock_within(&candidate, Duration::ZERO).await? {
+                return Self::of(&candidate, lock, max_bytes).await;
             }
-            return Ok(Opened {
-                spool,
-                emitter,
-                left,
-            });
         }
         Err(SpoolError::new(
             dir,

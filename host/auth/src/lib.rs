@@ -177,6 +177,8 @@ impl AuthServer {
 
     /// Returns when, after the shutdown, calls have ended and the state is closed.
     pub async fn stopped(mut self) {
+        // Nobody shall wait in it for an answer.
+        self.heir = None;
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(e) = ended {
                 tracing::error!("a task of the Auth Service failed: {e}");

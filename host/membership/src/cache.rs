@@ -124,6 +124,9 @@ fn unreadable_lock(json: &str) -> Option<Lock> {
 /// The newest snapshot, for those who decide.
 pub type Cache = watch::Receiver<Arc<Snapshot>>;
 
+/// Channels to Auth, by the service that they authenticate.
+pub type Ways = BTreeMap<String, Channel>;
+
 /// Keeps the cache: reads it from disk, then follows Auth until dropped.
 pub struct Feed {
     path: PathBuf,
@@ -157,13 +160,19 @@ impl Feed {
         self.handed_over.clone()
     }
 
-    /// Follows Auth through whichever channel is current; `None` means that no service has joined yet.
-    pub async fn run(self, mut auth: watch::Receiver<Option<Channel>>) {
+    /// Follows Auth through one of the channels that there are, and where it fails through the next: one of several
+    /// services may be locked, and must not keep the others from hearing. Empty: no service has joined yet.
+    pub async fn run(self, mut auth: watch::Receiver<Ways>) {
         let mut pause = backoff();
+        let mut turn = 0usize;
         loop {
             let channel = loop {
-                if let Some(c) = auth.borrow_and_update().clone() {
-                    break c;
+                let way = {
+                    let ways = auth.borrow_and_update();
+                    ways.values().nth(turn % ways.len().max(1)).cloned()
+                };
+                if let Some(channel) = way {
+                    break channel;
                 }
                 if auth.changed().await.is_err() {
                     return;
@@ -171,7 +180,10 @@ impl Feed {
             };
             match self.follow(channel).await {
                 Ok(()) => pause = backoff(),
-                Err(e) => tracing::debug!("watch of roles and locks: {e}"),
+                Err(e) => {
+                    turn = turn.wrapping_add(1);
+                    tracing::debug!("watch of roles and locks: {e}");
+                }
             }
             let wait = pause.next().unwrap_or(Duration::from_secs(8));
             tokio::select! {

@@ -66,11 +66,14 @@ pub async fn hold(joiner: Joiner, tx: watch::Sender<Holding>, rejoin: Arc<Notify
     if let Some(c) = &held
         && c.kind == joiner.kind
         && !c.expired()
+        && !joiner.ask_first
     {
         publish(&tx, c);
     }
+    let mut ask = joiner.ask_first;
     loop {
         let renew_in = match &held {
+            _ if std::mem::take(&mut ask) => Duration::ZERO,
             Some(c) if c.fit(&joiner.kind, &joiner.names) && !c.expired() => c.until_renewal(),
             _ => Duration::ZERO,
         };

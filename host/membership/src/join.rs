@@ -29,6 +29,8 @@ pub struct Joiner {
     pub token: TokenSource,
     pub root: RootOfTrust,
     pub dir: MemberDir,
+    /// What is on disk is not used before Auth was asked: the member had left, and its names may be another's.
+    pub ask_first: bool,
 }
 
 /// Where a join token comes from.
@@ -146,8 +148,10 @@ impl Joiner {
     /// among its CAs, it is another cluster's, and joining begins anew.
     pub fn trusts(&self, held: &Credentials) -> bool {
         match &self.root {
-            RootOfTrust::Pins(pins) => held.trust.host_pins().iter().any(|p| pins.contains(p)),
-            RootOfTrust::Local(_) | RootOfTrust::FetchedOnce(_) => true,
+            RootOfTrust::Pins(pins) if !pins.is_empty() => {
+                held.trust.host_pins().iter().any(|p| pins.contains(p))
+            }
+            RootOfTrust::Pins(_) | RootOfTrust::Local(_) | RootOfTrust::FetchedOnce(_) => true,
         }
     }
 

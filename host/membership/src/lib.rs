@@ -15,7 +15,7 @@ mod heartbeat;
 mod hold;
 mod join;
 
-pub use cache::{Cache, Feed, Snapshot};
+pub use cache::{Cache, Feed, Snapshot, Ways};
 pub use credentials::{Credentials, MemberDir};
 pub use heartbeat::{heartbeat, hostname};
 pub use hold::{Holding, hold};

@@ -6,6 +6,7 @@ use crate::lockfile::DataDirLock;
 use crate::log;
 use crate::reload::{Reload, Reloading};
 use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
 use postern_agent::{Agent, AgentView, Local};
 use postern_auth::{AuthOptions, AuthServer};
 use postern_config::Config;
@@ -24,6 +25,7 @@ pub struct Daemon {
     diag: Diag,
     stop: CancellationToken,
     auth_stop: CancellationToken,
+    metrics: PrometheusHandle,
     _lock: DataDirLock,
 }
 
@@ -32,9 +34,17 @@ pub struct Remains {
     proxy: Option<ProxyServer>,
     agent: Option<Agent>,
     stop: CancellationToken,
+    /// What was in force, for taking everything back.
+    config: Option<Config>,
+    metrics: PrometheusHandle,
 }
 
 impl Remains {
+    /// What it takes to begin again in this process: the configuration that was in force, and the process's metrics.
+    pub fn again(&self) -> Option<(Config, PrometheusHandle)> {
+        Some((self.config.clone()?, self.metrics.clone()))
+    }
+
     /// Sends the agents over to the new process; their live streams go on here.
     pub async fn send_agents_over(&self) {
         if let Some(proxy) = &self.proxy {
@@ -114,9 +124,9 @@ impl Daemon {
         path: &Path,
         log: Option<log::Handle>,
         inherited: Listeners,
+        metrics: PrometheusHandle,
     ) -> anyhow::Result<Self> {
         let lock = DataDirLock::take(&config.data_dir)?;
-        let metrics = diag::install_metrics()?;
         let stop = CancellationToken::new();
         let auth_stop = stop.child_token();
         let auth = match &config.auth {
@@ -164,13 +174,14 @@ impl Daemon {
             agent: view,
             reload,
         });
-        let diag = Diag::start(&diag::address(config), &parts, metrics).await?;
+        let diag = Diag::start(&diag::address(config), &parts, metrics.clone()).await?;
         Ok(Daemon {
             parts,
             reloading,
             diag,
             stop,
             auth_stop,
+            metrics,
             _lock: lock,
         })
     }
@@ -207,24 +218,34 @@ impl Daemon {
             diag,
             stop,
             auth_stop,
+            metrics,
             _lock,
         } = self;
         drop(diag);
-        let agent = reloading.stop().await;
+        let (agent, config) = reloading.stop().await.unzip();
         if let Some(agent) = &agent {
             agent.hand_over();
         }
         let mut parts = alone(parts).await;
-        let listeners = Listeners {
-            auth: parts.auth.as_mut().and_then(AuthServer::listener),
-            proxy: parts.proxy.as_mut().and_then(ProxyServer::hand_over),
+        let proxy = match parts.proxy.as_mut() {
+            Some(proxy) => proxy.hand_over().await,
+            None => None,
         };
+        let auth = parts.auth.as_mut().and_then(AuthServer::listener);
+        let listeners = Listeners { auth, proxy };
         auth_stop.cancel();
         if let Some(auth) = parts.auth {
             auth.stopped().await;
         }
         let proxy = parts.proxy;
-        (Remains { proxy, agent, stop }, listeners)
+        let remains = Remains {
+            proxy,
+            agent,
+            stop,
+            config,
+            metrics,
+        };
+        (remains, listeners)
     }
 
     /// Lets sessions end: the agent's own first, then those that pass through the proxy.
@@ -237,7 +258,7 @@ impl Daemon {
             ..
         } = self;
         drop(diag);
-        let agent = reloading.stop().await;
+        let agent = reloading.stop().await.map(|(agent, _)| agent);
         let parts = alone(parts).await;
         if let Some(proxy) = &parts.proxy
             && parts.agent.status().is_none()

@@ -6,7 +6,7 @@
 
 use crate::args::DevArgs;
 use crate::daemon::{Daemon, Listeners};
-use crate::{log, start};
+use crate::{diag, log, start};
 use anyhow::{Context, ensure};
 use postern_api::v1::{self, admin_service_client::AdminServiceClient};
 use std::collections::BTreeMap;
@@ -45,7 +45,14 @@ async fn serve(dir: &Path) -> anyhow::Result<()> {
     let login = login_name()?;
     let path = write_config(dir)?;
     let config = postern_config::load(&path)?;
-    let mut daemon = Daemon::start(&config, &path, None, Listeners::default()).await?;
+    let mut daemon = Daemon::start(
+        &config,
+        &path,
+        None,
+        Listeners::default(),
+        diag::install_metrics()?,
+    )
+    .await?;
     tokio::select! {
         said = introduce(dir, &config, &daemon, &login) => said?,
         _ = term.recv() => return Ok(()),

@@ -176,7 +176,11 @@ async fn accept(
                     let served = serve(stream, parts, metrics, private);
                     peers.spawn(tokio::time::timeout(RELOAD, served));
                 }
-                Err(e) => return e,
+                Err(e) => {
+                    // Out of descriptors, most likely: no reason to end what is served.
+                    tracing::warn!("diag.listen: cannot accept a connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             },
             Some(_) = peers.join_next() => {}
             _ = sweep.tick() => metrics.run_upkeep(),

@@ -1,9 +1,10 @@
 //! `posternd start`: one daemon in the foreground, until a signal ends it or another process takes over.
 
 use crate::args::StartArgs;
-use crate::daemon::{Daemon, Listeners};
-use crate::log;
-use crate::takeover::{self, Predecessor, Successor};
+use crate::daemon::{Daemon, Listeners, Remains};
+use crate::takeover::{self, Predecessor, Successor, TakeBack};
+use crate::{diag, log};
+use anyhow::Context;
 use postern_config::Config;
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
@@ -71,12 +72,13 @@ async fn serve(
     }
     let path = args.config.as_path();
     let mut before = args.take_over.then(Predecessor::at_stdin).transpose()?;
+    let metrics = diag::install_metrics()?;
     let starting = async {
         let inherited = match &mut before {
             Some(before) => before.take().await?,
             None => Listeners::default(),
         };
-        Daemon::start(config, path, Some(log), inherited).await
+        Daemon::start(config, path, Some(log.clone()), inherited, metrics).await
     };
     let mut daemon = tokio::select! {
         started = starting => started?,
@@ -90,36 +92,77 @@ async fn serve(
         );
     }
     sd_notify::notify(false, &[NotifyState::Ready]).ok();
-    let end = until_end(&mut daemon, &mut signals, &program, path).await?;
-    match end {
-        End::Signal(name) => {
-            let limit = config.shutdown_timeout;
-            tracing::info!(
-                "{name}: no new sessions; waiting up to {} for the open ones (again to stop at once)",
-                humantime::format_duration(limit)
-            );
-            sd_notify::notify(false, &[NotifyState::Stopping]).ok();
-            tokio::select! {
-                () = daemon.drain(limit) => tracing::info!("stopped"),
-                _ = signals.end() => tracing::warn!("stopped at once"),
+    loop {
+        match until_end(&mut daemon, &mut signals, &program, path).await? {
+            End::Signal(name) => return stop(daemon, name, config.shutdown_timeout, signals).await,
+            End::TakeOver(successor) => {
+                let pid = successor.pid();
+                match successor.take(daemon).await {
+                    Ok(remains) => return stay_with(remains, pid, config, signals).await,
+                    Err(failed) => daemon = begin_again(*failed, path, &log).await?,
+                }
             }
-        }
-        End::TakeOver(successor) => {
-            if let Some(pid) = successor.pid() {
-                sd_notify::notify(false, &[NotifyState::MainPid(pid)]).ok();
-            }
-            let limit = config
-                .agent
-                .as_ref()
-                .map_or(Duration::from_secs(3600), |a| a.drain_timeout);
-            tokio::select! {
-                ended = successor.take(daemon, limit) => ended?,
-                _ = signals.end() => tracing::warn!("stopped at once"),
-            }
-            tracing::info!("the last session has ended, and this process with it");
         }
     }
+}
+
+/// Lets sessions end.
+async fn stop(
+    daemon: Daemon,
+    signal: &str,
+    limit: Duration,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
+    tracing::info!(
+        "{signal}: no new sessions; waiting up to {} for the open ones (again to stop at once)",
+        humantime::format_duration(limit)
+    );
+    sd_notify::notify(false, &[NotifyState::Stopping]).ok();
+    tokio::select! {
+        () = daemon.drain(limit) => tracing::info!("stopped"),
+        _ = signals.end() => tracing::warn!("stopped at once"),
+    }
     Ok(())
+}
+
+/// Another process is the daemon now; this one has its open sessions.
+async fn stay_with(
+    remains: Remains,
+    pid: Option<u32>,
+    config: &Config,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
+    if let Some(pid) = pid {
+        sd_notify::notify(false, &[NotifyState::MainPid(pid)]).ok();
+    }
+    let limit = config
+        .agent
+        .as_ref()
+        .map_or(Duration::from_secs(3600), |a| a.drain_timeout);
+    tokio::select! {
+        () = remains.drain(limit) => tracing::info!("the last session has ended, and this process with it"),
+        _ = signals.end() => tracing::warn!("stopped at once"),
+    }
+    Ok(())
+}
+
+/// The new process failed after it had been given everything.
+async fn begin_again(failed: TakeBack, path: &Path, log: &log::Handle) -> anyhow::Result<Daemon> {
+    let TakeBack {
+        remains,
+        listeners,
+        why,
+    } = failed;
+    tracing::error!(
+        "the new process took over and failed ({why:#}); this one begins again, its sessions go on"
+    );
+    let (config, metrics) = remains.again().context("the configuration is lost")?;
+    let limit = config
+        .agent
+        .as_ref()
+        .map_or(Duration::from_secs(3600), |a| a.drain_timeout);
+    tokio::spawn(remains.drain(limit));
+    Daemon::start(&config, path, Some(log.clone()), listeners, metrics).await
 }
 
 async fn until_end(

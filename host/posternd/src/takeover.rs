@@ -8,9 +8,10 @@
 //! 3. new → old, [`SERVING`]: connections are accepted;
 //! 4. new → old, [`READY`]: every service is up, or has had its time.
 //!
-//! Where the new process fails before the second word, the old one goes on as if nothing had been.
+//! Where the new process fails before the second word, the old one goes on as if nothing had been; where it fails before
+//! the third, the old one begins again with the configuration that was in force, and its sessions go on.
 
-use crate::daemon::{Daemon, Listeners};
+use crate::daemon::{Daemon, Listeners, Remains};
 use anyhow::{Context, bail, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -82,31 +83,41 @@ impl Successor {
         self.child.id()
     }
 
-    /// Gives everything away, and waits for the live sessions to end, `limit` at most.
-    pub async fn take(mut self, daemon: Daemon, limit: Duration) -> anyhow::Result<()> {
+    /// Gives everything away. Errors: the new process failed with it in its hands; it is for the caller to begin again.
+    pub async fn take(mut self, daemon: Daemon) -> Result<Remains, Box<TakeBack>> {
         let (remains, listeners) = daemon.hand_over().await;
         let handed = async {
             give(&self.socket, &listeners).await?;
-            drop(listeners);
             let word = timeout(STARTING, hear(&mut self.socket)).await;
             ensure!(matches!(word, Ok(Ok(SERVING))), "it did not begin to serve");
             anyhow::Ok(())
         };
-        let handed = handed.await;
-        if handed.is_ok() {
-            remains.send_agents_over().await;
-            // Until its tunnels are up ours carry what comes.
-            let _ = timeout(COMING_UP, hear(&mut self.socket)).await;
-            tracing::info!(
-                pid = self.child.id(),
-                "handed over; the open sessions go on here"
-            );
+        if let Err(why) = handed.await {
+            // Whatever it does still: two must not do the same.
+            let _ = self.child.kill().await;
+            return Err(Box::new(TakeBack {
+                remains,
+                listeners,
+                why,
+            }));
         }
-        remains.drain(limit).await;
-        // It shall outlive us.
-        drop(self.child);
-        handed.context("the new process took over and failed")
+        drop(listeners);
+        remains.send_agents_over().await;
+        // Until its tunnels are up ours carry what comes.
+        let _ = timeout(COMING_UP, hear(&mut self.socket)).await;
+        tracing::info!(
+            pid = self.child.id(),
+            "handed over; the open sessions go on here"
+        );
+        Ok(remains)
     }
+}
+
+/// What is left to begin again with.
+pub struct TakeBack {
+    pub remains: Remains,
+    pub listeners: Listeners,
+    pub why: anyhow::Error,
 }
 
 /// The new process's side.

@@ -9,16 +9,17 @@ use crate::{JoinSource, ProxyOptions};
 use postern_api::v1::HeartbeatRequest;
 use postern_identity::{HostKey, TrustBundle};
 use postern_membership::{
-    Cache, Feed, Holding, Joiner, MemberDir, RootOfTrust, TokenSource, heartbeat, hold, hostname,
+    Cache, Feed, Holding, Joiner, MemberDir, RootOfTrust, TokenSource, Ways, heartbeat, hold,
+    hostname,
 };
 use postern_tunnel::{AgentView, HostCredentials, Registry, TunnelServer, TunnelServerOptions};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,8 +42,8 @@ pub struct ProxyServer {
     closing: CancellationToken,
     /// Another process renews and writes.
     handed_over: CancellationToken,
-    /// The listener once more, for the process that takes over.
-    heir: Option<OwnedFd>,
+    /// The listener, once it is closed here for another process.
+    heir: Option<oneshot::Receiver<TcpListener>>,
     tasks: JoinHandle<()>,
 }
 
@@ -80,7 +81,6 @@ impl ProxyServer {
             None => TcpListener::bind(&opts.listen).await,
         }
         .map_err(cannot)?;
-        let heir = listener.as_fd().try_clone_to_owned().ok();
         let local_addr = listener.local_addr().map_err(cannot)?;
 
         let (feed, snapshot) = Feed::open(dir.path().join("cache.json"));
@@ -139,12 +139,18 @@ impl ProxyServer {
         let rejoin = Arc::new(Notify::new());
         let closing = shutdown.child_token();
         let handed_over = feed.handed_over();
+        let (give, heir) = oneshot::channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(deriving.run());
         tasks.spawn(follow(opts.clone(), holding.clone(), rejoin.clone(), feed));
         tasks.spawn(enforce(shared.clone(), snapshot));
         let (accepting, mut identified) = (
-            accept(listener, shared.clone(), closing.clone()),
+            accept(
+                listener,
+                shared.clone(),
+                closing.clone(),
+                (handed_over.clone(), give),
+            ),
             shared.tls.clone(),
         );
         tasks.spawn(async move {
@@ -184,7 +190,7 @@ impl ProxyServer {
             holding,
             closing,
             handed_over,
-            heir,
+            heir: Some(heir),
             tasks,
         })
     }
@@ -205,10 +211,11 @@ impl ProxyServer {
 
     /// Another process takes over: accepts nothing more here, and gives the listener away. Tunnels and sessions go on
     /// until [`ProxyServer::drain`].
-    pub fn hand_over(&mut self) -> Option<OwnedFd> {
-        self.closing.cancel();
+    pub async fn hand_over(&mut self) -> Option<OwnedFd> {
         self.handed_over.cancel();
-        self.heir.take()
+        self.closing.cancel();
+        let listener = self.heir.take()?.await.ok()?;
+        Some(listener.into_std().ok()?.into())
     }
 
     /// Sends the agents elsewhere; their live streams go on.
@@ -285,6 +292,7 @@ fn joiner(
         token,
         root,
         dir,
+        ask_first: false,
     }
 }
 
@@ -307,14 +315,16 @@ async fn follow(
         }
     };
     let (tx, channel) = watch::channel(first.clone());
-    let (some_tx, some_channel) = watch::channel(Some(first));
+    let (ways_tx, ways) = watch::channel(Ways::from([(PROXY.to_owned(), first)]));
     let renewed = async {
         loop {
             let credentials = Holding::next(&mut holding).await;
             match credentials.auth_channel(addr, cluster) {
                 Ok(channel) => {
                     tx.send_replace(Channel::clone(&channel));
-                    some_tx.send_replace(Some(channel));
+                    ways_tx.send_modify(|ways| {
+                        ways.insert(PROXY.to_owned(), channel);
+                    });
                 }
                 Err(e) => warn!(error = %e, "the proxy's new client certificate can't be used"),
             }
@@ -330,7 +340,7 @@ async fn follow(
     tokio::select! {
         () = renewed => {}
         () = heartbeat(channel, rejoin, beat) => {}
-        () = feed.run(some_channel) => {}
+        () = feed.run(ways) => {}
     }
 }
 
@@ -341,7 +351,12 @@ fn host_of(addr: &str) -> Option<String> {
     (!host.is_empty()).then(|| host.to_owned())
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, closing: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+    (handed_over, give): (CancellationToken, oneshot::Sender<TcpListener>),
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -359,7 +374,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, closing: Cancellatio
             () = closing.cancelled() => break,
         }
     }
-    drop(listener);
+    if handed_over.is_cancelled() {
+        let _ = give.send(listener);
+    } else {
+        drop(listener);
+    }
     tokio::select! {
         () = shared.shutdown.cancelled() => {}
         () = async { while connections.join_next().await.is_some() {} } => {}

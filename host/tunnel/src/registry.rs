@@ -366,8 +366,7 @@ impl Registry {
                 if let Some(old) = state.links.get_mut(&old) {
                     old.superseded = true;
                     old.drop_idle();
-                    let reason = "a newer connection of the same service took over".to_owned();
-                    let _ = old.control.try_send(Frame::Goodbye { reason });
+                    let _ = old.control.try_send(Frame::Superseded);
                 }
             }
             _ => {}

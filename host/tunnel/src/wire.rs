@@ -87,6 +87,8 @@ pub(crate) enum Frame {
     Goodbye {
         reason: String,
     },
+    /// Proxy → agent: another connection of the same service carries the new streams now; live ones go on here.
+    Superseded,
     /// Agent → proxy: no new streams, please.
     Drain,
     /// Proxy → agent: no new stream comes after this.

@@ -1,25 +1,23 @@
 //! `cargo xtask bench SUITE`: measured against the bars of the design, interleaved with the baselines, medians of all rounds.
 //! `docs/benchmarks.md` says what each row means and holds the figures of the last published run.
 
-mod bulk;
-mod latency;
-mod memory;
+mod reload;
 mod rows;
-mod world;
+mod ssh;
 
 use crate::product::{self, Profile};
 use crate::{paths, setup, sh};
 use anyhow::{Context, Result, bail};
-use rows::Report;
+use rows::{Bar, Report};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which suite: ssh
+    /// Which suite: ssh, reload
     suite: String,
     /// Rounds; every figure is their median
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Megabytes (10^6 bytes) of each bulk transfer
+    /// Megabytes (10^6 bytes) of each bulk transfer of the suite ssh
     #[arg(long, default_value_t = 600)]
     mb: u64,
     /// Only rows whose name contains this (several: separated by commas)
@@ -33,10 +31,31 @@ pub struct Args {
     strict: bool,
 }
 
+/// What is measured together, and written to `target/bench/NAME.json`.
+struct Suite {
+    name: &'static str,
+    bars: &'static [Bar],
+    measure: fn(&Args, &mut Report) -> Result<()>,
+}
+
+const SUITES: &[Suite] = &[
+    Suite {
+        name: "ssh",
+        bars: ssh::BARS,
+        measure: ssh::measure,
+    },
+    Suite {
+        name: "reload",
+        bars: reload::BARS,
+        measure: reload::measure,
+    },
+];
+
 pub fn run(args: Args) -> Result<()> {
-    if args.suite != "ssh" {
-        bail!("no suite {:?}; there is: ssh", args.suite);
-    }
+    let Some(suite) = SUITES.iter().find(|s| s.name == args.suite) else {
+        let names: Vec<&str> = SUITES.iter().map(|s| s.name).collect();
+        bail!("no suite {:?}; there are: {}", args.suite, names.join(", "));
+    };
     // The harness finds the programs by this variable; a process can't change its own safely, so it starts itself again.
     let bins = Profile::Release.dir();
     if std::env::var_os("POSTERN_BIN_DIR").is_none() {
@@ -56,43 +75,16 @@ pub fn run(args: Args) -> Result<()> {
         }
         return Ok(());
     }
-    let report = measure(&args)?;
+    let mut report = Report::new(suite.name, suite.bars, &args.only);
+    (suite.measure)(&args, &mut report)?;
     let out = paths::target().join("bench");
     std::fs::create_dir_all(&out)?;
-    let file = out.join("ssh.json");
-    std::fs::write(
-        &file,
-        serde_json::to_string_pretty(&report.json("ssh"))? + "\n",
-    )?;
+    let file = out.join(format!("{}.json", suite.name));
+    std::fs::write(&file, serde_json::to_string_pretty(&report.json())? + "\n")?;
     println!("\n{}\nwritten: {}", report.table(), file.display());
     let missed = report.missed();
     if args.strict && !missed.is_empty() {
         bail!("below the bar: {}", missed.join(", "));
     }
     Ok(())
-}
-
-fn measure(args: &Args) -> Result<Report> {
-    let mut report = Report::new(&args.only);
-    if report.wants_any(bulk::ROWS) || report.wants_any(&["exec-true-vs-jump"]) {
-        let world = world::World::start()?;
-        bulk::run(&world, args.rounds, args.mb, &mut report)?;
-        latency::exec_true(&world, args.rounds, &mut report)?;
-    }
-    if report.wants_any(&["plugin-vs-native"]) {
-        bulk::plugin_vs_native(args.rounds, &mut report)?;
-    }
-    if report.wants_any(&["stall-isolation", "stall-pinned"]) {
-        bulk::stalls(args.rounds, args.mb, &mut report)?;
-    }
-    if report.wants_any(&["idle-agent-rss", "cold-start"]) {
-        memory::idle_agent(&mut world::World::start()?, args.rounds, &mut report)?;
-    }
-    if report.wants_any(&["idle-session-pss"]) {
-        memory::idle_session(&mut world::World::start()?, args.rounds, &mut report)?;
-    }
-    if report.wants_any(&["open-1000"]) {
-        latency::open_many(&world::World::start()?, &mut report)?;
-    }
-    Ok(report)
 }

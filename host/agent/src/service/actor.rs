@@ -14,7 +14,7 @@ use crate::decide::Decider;
 use crate::session::{Served, Sessions};
 use crate::status::{RolledBack, ServiceState, ServiceStatus};
 use postern_audit::{Event, names};
-use postern_membership::{Cache, Holding};
+use postern_membership::{Cache, Credentials, Holding};
 use postern_tunnel::TunnelState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,11 +82,13 @@ pub async fn run(
             Desired::HandedOver(_) => return Ok(()),
             Desired::Gone(common) => {
                 tokio::select! {
-                    () = leave::leave(&actor.home, &actor.shared, &common, outlet) => return Ok(()),
+                    () = leave::leave(name, &actor.home, &actor.shared, &common, outlet) => return Ok(()),
                     // Put back in time, or the process ends; what was begun is taken up again.
                     changed = desired.changed() => if changed.is_err() { return Ok(()) },
                 }
-                leave::returned(&actor.home);
+                if matches!(*desired.borrow(), Desired::Run(_)) {
+                    leave::returned(&actor.home);
+                }
             }
             Desired::Stop => {
                 // What the last sessions ended with shall not wait on disk for the next start.
@@ -116,6 +118,8 @@ struct Parts {
     sessions: Sessions,
     /// `None`: another process has taken over.
     member: Option<Member>,
+    /// The credentials that front and channel use.
+    seen: Option<Arc<Credentials>>,
     beat: Option<Beat>,
     /// Carries new streams.
     front: Option<Front>,
@@ -158,8 +162,13 @@ impl Actor<'_> {
                     }
                     let now = desired.borrow_and_update().clone();
                     match now {
-                        Desired::Run(spec) => self.adopt(&mut parts, spec),
-                        Desired::HandedOver(_) => (parts.member, parts.beat) = (None, None),
+                        Desired::Run(spec) => self.adopt(&mut parts, spec).await,
+                        Desired::HandedOver(_) => {
+                            Member::stop(&mut parts.member).await;
+                            parts.beat = None;
+                            parts.front.iter().for_each(Front::stay);
+                            parts.next = None;
+                        }
                         Desired::Gone(_) | Desired::Stop => break,
                     }
                 }
@@ -190,11 +199,16 @@ impl Actor<'_> {
             None => Sessions::new(self.served(&spec)),
         };
         self.sessions = Some(sessions.clone());
-        let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
+        let us = (self.shared.cluster.as_str(), &self.shared.host_key);
+        let left = leave::has_left(&self.home);
+        if left {
+            self.home.holding.send_replace(Holding::default());
+        }
         Parts {
-            member: Some(Member::start(&self.home, &spec, cluster, host_key)),
+            member: Some(Member::start(&self.home, &spec, us, left)),
             sessions,
             spec,
+            seen: None,
             beat: None,
             front: None,
             next: None,
@@ -275,7 +289,7 @@ impl Actor<'_> {
     }
 
     /// The configuration has changed. Open sessions keep what they began with.
-    fn adopt(&mut self, parts: &mut Parts, spec: Arc<Spec>) {
+    async fn adopt(&mut self, parts: &mut Parts, spec: Arc<Spec>) {
         let old = std::mem::replace(&mut parts.spec, spec);
         let spec = &parts.spec;
         if spec.plugin.digest() != old.plugin.digest() {
@@ -295,9 +309,10 @@ impl Actor<'_> {
             self.outlet.status.send_modify(|s| s.rolled_back = None);
         }
         if !parts.member.as_ref().is_some_and(|m| m.fits(spec)) {
-            let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
-            parts.member = None;
-            parts.member = Some(Member::start(&self.home, spec, cluster, host_key));
+            let us = (self.shared.cluster.as_str(), &self.shared.host_key);
+            Member::stop(&mut parts.member).await;
+            let left = leave::has_left(&self.home);
+            parts.member = Some(Member::start(&self.home, spec, us, left));
         }
         parts.sessions.serve(self.served(spec));
         self.announce(parts);
@@ -315,6 +330,13 @@ impl Actor<'_> {
         let Some(held) = self.home.credentials() else {
             return Ok(());
         };
+        let known = |seen: &Arc<Credentials>| Arc::ptr_eq(seen, &held);
+        if parts.seen.as_ref().is_some_and(known) {
+            // Only a new reason why there are no others.
+            return Ok(());
+        }
+        parts.seen = Some(held.clone());
+        leave::joined_again(&self.home);
         self.reach_auth(parts)?;
         for front in parts.front.iter().chain(&parts.next) {
             if front.kind() == held.kind {
@@ -336,7 +358,9 @@ impl Actor<'_> {
             .auth_channel(addr, &self.shared.cluster)
             .map_err(|e| of_service(self.name, e))?;
         self.home.auth.send_replace(Some(channel.clone()));
-        self.shared.auth.send_replace(Some(channel.clone()));
+        self.shared.auth.send_modify(|ways| {
+            ways.insert(self.name.to_owned(), channel.clone());
+        });
         match &parts.beat {
             Some(beat) => beat.through(channel),
             None => {
@@ -441,7 +465,9 @@ impl Actor<'_> {
     }
 
     /// No new sessions; returns when the last one has ended, the time is up, or the service shall run again.
-    async fn drain(&mut self, parts: Parts, desired: &mut watch::Receiver<Desired>) {
+    async fn drain(&mut self, mut parts: Parts, desired: &mut watch::Receiver<Desired>) {
+        // Waited for: what it was writing must not be read half by who comes after it.
+        Member::stop(&mut parts.member).await;
         let timeout = parts.spec.common.drain_timeout;
         let until = postern_membership::unix_now() + timeout.as_secs();
         self.outlet.status.send_modify(|s| {
@@ -482,6 +508,9 @@ impl Actor<'_> {
         }
         self.sessions = None;
         self.trial = None;
+        while let Ok(event) = self.notes.try_recv() {
+            self.home.audit.emit_later(event);
+        }
         // What the sessions sent last may still be on its way to the proxy.
         let sent = async { while self.retiring.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_EVENTS, sent).await;

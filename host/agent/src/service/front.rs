@@ -111,6 +111,11 @@ impl Front {
         });
     }
 
+    /// Another process dials from now on.
+    pub fn stay(&self) {
+        self.tunnel.stay();
+    }
+
     /// Returns when the proxy has been told to send nothing more (or can't be).
     pub async fn told(&self) {
         // Draining also waits for the streams that live; being told is what is waited for here.

@@ -10,12 +10,16 @@ use postern_identity::HostKey;
 use postern_membership::{Credentials, Holding, Joiner, MemberDir, RootOfTrust, TokenSource, hold};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
 /// Spooled audit events of one service take no more disk than this.
 const SPOOL_BYTES: u64 = 256 << 20;
+
+/// How often spools are looked for that another process has left.
+const LOOK_FOR_OTHERS: Duration = Duration::from_secs(30);
 
 /// What a service has on disk, and the channel through which its events and heartbeats go.
 pub struct Home {
@@ -33,22 +37,30 @@ impl Home {
     /// Opens (or makes) `<data_dir>/services/<name>` and begins to deliver what its spool holds.
     pub async fn open(data_dir: &Path, name: &str) -> Result<Self, AgentError> {
         let dir = MemberDir::open(data_dir.join("services").join(name))?;
-        let opened = Spool::open_free(&dir.path().join("spool"), SPOOL_BYTES).await?;
+        let spools = dir.path().join("spool");
+        let (spool, audit) = Spool::open_free(&spools, SPOOL_BYTES).await?;
         let (auth, auth_rx) = watch::channel(None);
-        let (spool, left) = (opened.spool, opened.left);
         let deliver = tokio::spawn(async move {
             let send = |events| submit(auth_rx.clone(), events);
-            let left = left.into_iter().map(|left| left.finish(send));
-            tokio::join!(spool.deliver(send), futures::future::join_all(left));
+            tokio::join!(spool.deliver(send), deliver_others(&spools, &auth_rx));
         });
         Ok(Home {
             dir,
-            audit: opened.emitter,
+            audit,
             auth,
             holding: watch::Sender::new(Holding::default()),
             rejoin: Arc::new(Notify::new()),
             _deliver: AbortOnDropHandle::new(deliver),
         })
+    }
+
+    /// Whether all audit events of this service are Auth's, those of other processes of this host too.
+    pub async fn delivered(&self) -> bool {
+        let spools = self.dir.path().join("spool");
+        let others = postern_audit::others(&spools, SPOOL_BYTES).await;
+        // One is ours.
+        let alone = others.is_ok_and(|o| o.busy <= 1 && o.left.is_empty());
+        alone && self.audit.flush().await.is_ok() && self.audit.state().events == 0
     }
 
     pub fn held(&self) -> watch::Receiver<Holding> {
@@ -74,11 +86,17 @@ struct Wanted {
 /// The task that joins and renews.
 pub struct Member {
     wanted: Wanted,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl Member {
-    pub fn start(home: &Home, spec: &Spec, cluster: &str, host_key: &Arc<HostKey>) -> Self {
+    /// `ask_first`: what is on disk is not used before Auth was asked.
+    pub fn start(
+        home: &Home,
+        spec: &Spec,
+        (cluster, host_key): (&str, &Arc<HostKey>),
+        ask_first: bool,
+    ) -> Self {
         let wanted = Wanted::of(spec);
         let joiner = Joiner {
             cluster: cluster.to_owned(),
@@ -93,11 +111,20 @@ impl Member {
                 .map_or(TokenSource::None, TokenSource::Params),
             root: wanted.root.clone(),
             dir: home.dir.clone(),
+            ask_first,
         };
         let task = tokio::spawn(hold(joiner, home.holding.clone(), home.rejoin.clone()));
         Member {
             wanted,
-            _task: AbortOnDropHandle::new(task),
+            task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    /// Ends the task, and waits for that: until then it may write credentials that the next one must know of.
+    pub async fn stop(member: &mut Option<Member>) {
+        if let Some(member) = member.take() {
+            member.task.abort();
+            let _ = member.task.await;
         }
     }
 
@@ -115,6 +142,21 @@ impl Wanted {
             addr: spec.common.proxy_addr.clone(),
             root: spec.common.root.clone(),
         }
+    }
+}
+
+/// What processes before this one could not deliver, and what those that have handed over leave behind.
+async fn deliver_others(spools: &Path, auth: &watch::Receiver<Option<Channel>>) {
+    loop {
+        match postern_audit::others(spools, SPOOL_BYTES).await {
+            Ok(others) => {
+                let send = |events| submit(auth.clone(), events);
+                let left = others.left.into_iter().map(|left| left.finish(send));
+                futures::future::join_all(left).await;
+            }
+            Err(e) => tracing::warn!("{e}"),
+        }
+        tokio::time::sleep(LOOK_FOR_OTHERS).await;
     }
 }
 

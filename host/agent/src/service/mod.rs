@@ -22,14 +22,12 @@ use crate::AgentError;
 use crate::status::{ServiceState, ServiceStatus};
 use postern_audit::Event;
 use postern_identity::HostKey;
-use postern_membership::Cache;
-use postern_plugin::Plugin;
+use postern_membership::{Cache, Ways};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Channel;
 
 /// Notes that wait to be written; more are lost, and said to be.
 const NOTES: usize = 64;
@@ -41,7 +39,7 @@ pub struct Shared {
     pub host_key: Arc<HostKey>,
     pub cache: Cache,
     /// Where the watch of roles and locks finds a way to Auth.
-    pub auth: watch::Sender<Option<Channel>>,
+    pub auth: watch::Sender<Ways>,
 }
 
 /// A running service, or one that is going.
@@ -88,9 +86,7 @@ impl Service {
     /// What it shall be from now on. False: it is gone altogether, start another one.
     #[must_use]
     pub fn set(&self, desired: Desired) -> bool {
-        !self.task.is_finished()
-            && self.status.borrow().state != ServiceState::Failed
-            && self.desired.send(desired).is_ok()
+        self.lives() && self.desired.send(desired).is_ok()
     }
 
     /// What it shall be, as last said.
@@ -118,25 +114,30 @@ impl Service {
         self.status.clone()
     }
 
-    /// The plugin that new connections get, and the digest of one that was taken back.
-    pub fn plugin(&self) -> (Option<Plugin>, Option<String>) {
+    /// What new connections get, and the digest of a plugin that was taken back.
+    pub fn serves(&self) -> (Option<Arc<Spec>>, Option<String>) {
         let rejected = self.status.borrow().rolled_back.clone().map(|r| r.sha256);
         let wanted = match &*self.desired.borrow() {
-            Desired::Run(spec) | Desired::HandedOver(spec) => Some(spec.plugin.clone()),
+            Desired::Run(spec) | Desired::HandedOver(spec) => Some(spec.clone()),
             Desired::Gone(_) | Desired::Stop => None,
         };
         let back = wanted
             .as_ref()
-            .is_some_and(|p| rejected.as_deref() == Some(p.digest()));
+            .is_some_and(|spec| rejected.as_deref() == Some(spec.plugin.digest()));
         if back {
-            let served = self.served.borrow().as_ref().map(|s| s.plugin.clone());
-            return (served.or(wanted), rejected);
+            return (self.served.borrow().clone().or(wanted), rejected);
         }
         (wanted, rejected)
     }
 
+    /// Its work is done, or its task failed altogether.
     pub fn is_finished(&self) -> bool {
         self.task.is_finished()
+    }
+
+    /// Neither finished nor failed.
+    pub fn lives(&self) -> bool {
+        !self.task.is_finished() && self.status.borrow().state != ServiceState::Failed
     }
 
     /// No new sessions; returns when the last one has ended or the time is up. Its place in the cluster stays.

@@ -40,7 +40,8 @@ enum Command {
     Reload(oneshot::Sender<Outcome>),
     /// What this file would change.
     Compare(PathBuf, oneshot::Sender<Outcome>),
-    Stop(oneshot::Sender<Agent>),
+    /// Hands over the agent and the configuration in force.
+    Stop(oneshot::Sender<(Agent, Config)>),
 }
 
 /// Asks the task that owns the configuration. Cheap to clone.
@@ -115,11 +116,11 @@ impl Reloading {
         (Reloading { commands, task }, reload)
     }
 
-    /// Ends the reloading and hands the agent over.
-    pub async fn stop(&mut self) -> Option<Agent> {
-        let (answer, agent) = oneshot::channel();
+    /// Ends the reloading and hands over the agent and the configuration in force.
+    pub async fn stop(&mut self) -> Option<(Agent, Config)> {
+        let (answer, answered) = oneshot::channel();
         self.commands.send(Command::Stop(answer)).await.ok()?;
-        agent.await.ok()
+        answered.await.ok()
     }
 }
 
@@ -195,7 +196,7 @@ impl Owner {
                         let _ = answer.send(outcome);
                     }
                     Some(Command::Stop(answer)) => {
-                        let _ = answer.send(self.agent);
+                        let _ = answer.send((self.agent, self.running));
                         return;
                     }
                     None => return,
@@ -227,6 +228,9 @@ impl Owner {
     }
 
     async fn reload(&mut self, cause: Cause) -> Outcome {
+        if cause == Cause::Asked {
+            self.watcher.read_elsewhere();
+        }
         let config = match postern_config::load(&self.path) {
             Ok(config) => config,
             Err(e) => {

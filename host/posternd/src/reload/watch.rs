@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Files count once they have not changed for so long.
 pub const SETTLE: Duration = Duration::from_millis(200);
@@ -30,6 +31,8 @@ pub struct Watcher {
     kernel: Option<RecommendedWatcher>,
     poked: Arc<Notify>,
     dirs: BTreeSet<PathBuf>,
+    /// When contents are compared next, whatever the kernel says.
+    compare_at: Instant,
     stats: BTreeMap<PathBuf, Stat>,
     contents: BTreeMap<PathBuf, Content>,
 }
@@ -50,6 +53,7 @@ impl Watcher {
             kernel,
             poked,
             dirs: BTreeSet::new(),
+            compare_at: Instant::now() + COMPARE,
             stats: BTreeMap::new(),
             contents: BTreeMap::new(),
         };
@@ -78,16 +82,22 @@ impl Watcher {
         }
     }
 
+    /// Somebody else reads the files now, perhaps before they have come to rest: what is there once they have is news in
+    /// any case, even where it is what was seen here last.
+    pub fn read_elsewhere(&mut self) {
+        self.contents.clear();
+    }
+
     /// Resolves when the files are others than they were, and have been so for [`SETTLE`]. May be dropped and asked
     /// again; nothing is missed.
     pub async fn changed(&mut self) {
-        let mut compare = false;
         loop {
             let mut now = self.look();
-            if now == self.stats && !std::mem::take(&mut compare) {
+            if now == self.stats && Instant::now() < self.compare_at {
                 tokio::select! {
-                    () = self.poked.notified() => {}
-                    () = tokio::time::sleep(COMPARE) => compare = true,
+                    // A directory may have come or gone.
+                    () = self.poked.notified() => self.arm(),
+                    () = tokio::time::sleep_until(self.compare_at) => {}
                 }
                 continue;
             }
@@ -103,6 +113,7 @@ impl Watcher {
             let read = tokio::task::spawn_blocking(move || contents(files.iter())).await;
             let Ok(read) = read else { continue };
             self.stats = now;
+            self.compare_at = Instant::now() + COMPARE;
             if read != self.contents {
                 self.contents = read;
                 return;

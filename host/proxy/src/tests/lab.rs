@@ -180,6 +180,7 @@ impl Lab {
             token: TokenSource::Minted(token.into()),
             root: RootOfTrust::Pins(pins),
             dir: MemberDir::open(data.join("services/svc")).unwrap(),
+            ask_first: false,
         };
         let joined = joiner.join(None).await.unwrap();
         let host_id = host_key.host_id();

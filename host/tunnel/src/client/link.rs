@@ -30,6 +30,8 @@ pub(crate) enum LinkState {
     },
     /// Still up, but the proxy wants us to connect anew.
     Goodbye(String),
+    /// Another connection of this service carries the new streams; live ones go on.
+    Superseded,
     /// No new streams come any more.
     Drained,
     /// The control connection ended; live streams may go on.
@@ -227,6 +229,11 @@ impl Run {
                         Frame::Goodbye { reason } => {
                             info!(%reason, "the proxy says goodbye");
                             self.state.send_replace(LinkState::Goodbye(reason));
+                            Ok(())
+                        }
+                        Frame::Superseded => {
+                            self.retire.cancel();
+                            self.state.send_replace(LinkState::Superseded);
                             Ok(())
                         }
                         Frame::Drained => {

@@ -129,6 +129,7 @@ pub struct TunnelClient {
     state: watch::Receiver<TunnelState>,
     drain: CancellationToken,
     drained: CancellationToken,
+    still: CancellationToken,
     _stop: DropGuard,
 }
 
@@ -141,6 +142,11 @@ impl TunnelClient {
     /// Follows the state.
     pub fn watch(&self) -> watch::Receiver<TunnelState> {
         self.state.clone()
+    }
+
+    /// Another process keeps this service's tunnel up from now on: what is connected stays, nothing is dialled any more.
+    pub fn stay(&self) {
+        self.still.cancel();
     }
 
     /// Tells the proxy to send no new streams, and returns when the live ones have finished. The caller puts a
@@ -164,7 +170,8 @@ pub fn client(
     });
     // Small: a stream that nobody takes waits in its own connection.
     let (incoming_tx, incoming) = mpsc::channel(16);
-    let (drain, drained, stop) = (
+    let (drain, drained, still, stop) = (
+        CancellationToken::new(),
         CancellationToken::new(),
         CancellationToken::new(),
         CancellationToken::new(),
@@ -175,8 +182,7 @@ pub fn client(
         announce,
         incoming_tx,
         state_tx,
-        drain.clone(),
-        stop.clone(),
+        (drain.clone(), still.clone(), stop.clone()),
     );
     let done = drained.clone().drop_guard();
     let stopped = stop.clone();
@@ -191,6 +197,7 @@ pub fn client(
         state,
         drain,
         drained,
+        still,
         _stop: stop.drop_guard(),
     };
     (client, incoming)

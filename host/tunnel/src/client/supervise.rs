@@ -13,6 +13,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+/// How long the connection that took our place is left alone. It is another process of the same service, which took over
+/// from this one; to connect again at once would only take the streams back, and the other one would do the same.
+const SUPERSEDED: Duration = Duration::from_secs(60);
+
 /// Pauses between attempts: decorrelated jitter (each is random between the shortest and three times the one
 /// before), so that a thousand agents do not come back in step.
 pub(crate) struct Jitter {
@@ -53,6 +57,8 @@ pub(crate) struct Supervisor {
     credentials: watch::Receiver<Credentials>,
     state: watch::Sender<TunnelState>,
     drain: CancellationToken,
+    /// No new links.
+    still: CancellationToken,
     stop: CancellationToken,
     links: JoinSet<()>,
 }
@@ -63,6 +69,8 @@ enum Need {
     /// The proxy asked for it, or the credentials are new.
     AtOnce,
     Lost(String),
+    /// Another process of this service has taken over.
+    Superseded,
     Drained,
 }
 
@@ -73,8 +81,7 @@ impl Supervisor {
         announce: watch::Receiver<Announcement>,
         incoming: mpsc::Sender<Incoming>,
         state: watch::Sender<TunnelState>,
-        drain: CancellationToken,
-        stop: CancellationToken,
+        (drain, still, stop): (CancellationToken, CancellationToken, CancellationToken),
     ) -> Self {
         let context = Context {
             dialer: Arc::new(Dialer::new(opts)),
@@ -86,6 +93,7 @@ impl Supervisor {
             credentials,
             state,
             drain,
+            still,
             stop,
             links: JoinSet::new(),
         }
@@ -97,6 +105,10 @@ impl Supervisor {
         let mut current: Option<Current> = None;
         let mut attempt = 1;
         while !self.drain.is_cancelled() {
+            if self.still.is_cancelled() {
+                self.drain.cancelled().await;
+                break;
+            }
             let credentials = self.credentials.borrow_and_update().clone();
             let connected = tokio::select! {
                 connected = Link::connect(self.context.clone(), credentials) => connected,
@@ -115,6 +127,18 @@ impl Supervisor {
                     let up_since = Instant::now();
                     match self.follow(current.as_mut()).await {
                         Need::Drained => break,
+                        Need::Superseded => {
+                            info!(
+                                service = opts.service,
+                                "another connection of this service took over"
+                            );
+                            current = None;
+                            self.connecting(
+                                attempt,
+                                Some("another connection of this service took over".into()),
+                            );
+                            self.pause(SUPERSEDED).await;
+                        }
                         Need::AtOnce => {
                             // A proxy that says goodbye again and again must not make us spin.
                             if up_since.elapsed() > opts.timing.heartbeat {
@@ -203,6 +227,7 @@ impl Supervisor {
                             self.state.send_replace(TunnelState::Up { rtt, since: current.since });
                         }
                         LinkState::Goodbye(_) if changed.is_ok() => return Need::AtOnce,
+                        LinkState::Superseded if changed.is_ok() => return Need::Superseded,
                         LinkState::Drained => return Need::Drained,
                         LinkState::Lost(why) => return Need::Lost(why),
                         _ => return Need::Lost("its task ended".into()),
@@ -232,6 +257,7 @@ impl Supervisor {
             () = sleep(time) => {}
             () = renewed => {}
             () = self.drain.cancelled() => {}
+            () = self.still.cancelled() => {}
         }
     }
 }

@@ -9,67 +9,80 @@ pub enum Better {
     Lower,
 }
 
+/// What the bars are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Judged {
+    /// The figure itself; a baseline is shown beside it.
+    Figure,
+    /// Its ratio to the baseline.
+    Ratio,
+}
+
 /// What is asked of a row, and how it is measured.
 pub struct Bar {
     pub name: &'static str,
+    /// Empty: there is none.
     pub baseline: &'static str,
+    pub judged: Judged,
     pub unit: &'static str,
     pub better: Better,
     pub must: f64,
     pub aim: f64,
 }
 
-const fn ratio(
-    name: &'static str,
-    baseline: &'static str,
-    unit: &'static str,
-    must: f64,
-    aim: f64,
-) -> Bar {
-    Bar {
-        name,
-        baseline,
-        unit,
-        better: Better::Higher,
-        must,
-        aim,
+impl Bar {
+    /// At least so much of the baseline.
+    pub const fn ratio(
+        name: &'static str,
+        baseline: &'static str,
+        unit: &'static str,
+        must: f64,
+        aim: f64,
+    ) -> Bar {
+        Bar {
+            name,
+            baseline,
+            judged: Judged::Ratio,
+            unit,
+            better: Better::Higher,
+            must,
+            aim,
+        }
+    }
+
+    /// The figure must not be more.
+    pub const fn limit(name: &'static str, unit: &'static str, must: f64, aim: f64) -> Bar {
+        Bar {
+            name,
+            baseline: "",
+            judged: Judged::Figure,
+            unit,
+            better: Better::Lower,
+            must,
+            aim,
+        }
+    }
+
+    /// Shown beside it; what the bars are for stays.
+    pub const fn beside(mut self, baseline: &'static str) -> Bar {
+        self.baseline = baseline;
+        self
+    }
+
+    /// Less is better: at most so much of the baseline.
+    pub const fn at_most(
+        name: &'static str,
+        baseline: &'static str,
+        unit: &'static str,
+        must: f64,
+        aim: f64,
+    ) -> Bar {
+        Bar {
+            better: Better::Lower,
+            ..Bar::ratio(name, baseline, unit, must, aim)
+        }
     }
 }
-
-const fn limit(name: &'static str, unit: &'static str, must: f64, aim: f64) -> Bar {
-    Bar {
-        name,
-        baseline: "",
-        unit,
-        better: Better::Lower,
-        must,
-        aim,
-    }
-}
-
-/// The rows of the suite `ssh`. Bars with a baseline are for the ratio to it, the others for the figure itself.
-pub const SSH: &[Bar] = &[
-    ratio("cat-down", "OpenSSH direct", "MB/s", 0.6, 0.9),
-    ratio("cat-up", "OpenSSH direct", "MB/s", 0.55, 0.9),
-    ratio("scp-up", "OpenSSH direct", "MB/s", 0.55, 0.9),
-    ratio("cat-down-vs-jump", "OpenSSH ProxyJump", "MB/s", 1.0, 1.5),
-    ratio("cat-up-vs-jump", "OpenSSH ProxyJump", "MB/s", 1.5, 2.5),
-    Bar {
-        name: "exec-true-vs-jump",
-        baseline: "OpenSSH ProxyJump",
-        unit: "ms",
-        better: Better::Lower,
-        must: 0.8,
-        aim: 0.4,
-    },
-    ratio("plugin-vs-native", "native relay", "MB/s", 0.9, 0.98),
-    ratio("stall-isolation", "alone", "MB/s", 0.8, 0.95),
-    limit("stall-pinned", "MB", 8.0, 3.0),
-    limit("idle-agent-rss", "MB", 50.0, 30.0),
-    limit("idle-session-pss", "MB", 2.0, 0.7),
-    limit("cold-start", "s", 2.0, 0.5),
-    limit("open-1000", "ms", 400.0, 250.0),
-];
 
 /// One measurement of a row in one round: the figure, and the CPU seconds of all processes per GB where bytes moved.
 #[derive(Clone, Copy, Default)]
@@ -95,13 +108,18 @@ struct Row {
 
 /// The rows measured so far.
 pub struct Report {
+    suite: &'static str,
+    bars: &'static [Bar],
     only: Vec<String>,
     rows: Vec<Row>,
 }
 
 impl Report {
-    pub fn new(only: &[String]) -> Self {
+    /// Of a suite with these bars.
+    pub fn new(suite: &'static str, bars: &'static [Bar], only: &[String]) -> Self {
         Report {
+            suite,
+            bars,
             only: only.to_vec(),
             rows: Vec::new(),
         }
@@ -117,7 +135,7 @@ impl Report {
 
     /// Adds what was measured; rows that nobody asked for are dropped.
     pub fn add(&mut self, name: &str, postern: &[Sample], baseline: &[Sample]) {
-        let Some(bar) = SSH.iter().find(|b| b.name == name) else {
+        let Some(bar) = self.bars.iter().find(|b| b.name == name) else {
             return;
         };
         if !self.wants(name) || postern.is_empty() {
@@ -132,9 +150,9 @@ impl Report {
         self.rows.push(row);
     }
 
-    pub fn json(&self, suite: &str) -> Value {
+    pub fn json(&self) -> Value {
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        json!({"suite": suite, "rows": rows})
+        json!({"suite": self.suite, "rows": rows})
     }
 
     pub fn table(&self) -> String {
@@ -171,13 +189,21 @@ impl Report {
 }
 
 impl Row {
+    fn own(&self) -> f64 {
+        median(self.postern.iter().map(|s| s.value))
+    }
+
+    /// Baseline and the ratio to it, where there is one.
+    fn compared(&self) -> Option<(f64, f64)> {
+        let base = median(self.baseline.iter().map(|s| s.value));
+        (!self.baseline.is_empty()).then(|| (base, self.own() / base))
+    }
+
     /// What the bars are for.
     fn judged(&self) -> f64 {
-        let own = median(self.postern.iter().map(|s| s.value));
-        if self.baseline.is_empty() {
-            own
-        } else {
-            own / median(self.baseline.iter().map(|s| s.value))
+        match (self.bar.judged, self.compared()) {
+            (Judged::Ratio, Some((_, ratio))) => ratio,
+            _ => self.own(),
         }
     }
 
@@ -189,19 +215,14 @@ impl Row {
     }
 
     fn json(&self) -> Value {
-        let own = median(self.postern.iter().map(|s| s.value));
-        let (base, ratio) = match self.baseline.is_empty() {
-            true => (Value::Null, Value::Null),
-            false => (
-                json!(median(self.baseline.iter().map(|s| s.value))),
-                json!(self.judged()),
-            ),
-        };
+        let own = self.own();
+        let (base, ratio) = self.compared().unzip();
         json!({
             "name": self.bar.name, "postern": own, "baseline": base, "ratio": ratio, "unit": self.bar.unit,
             "baseline_name": if self.bar.baseline.is_empty() { Value::Null } else { json!(self.bar.baseline) },
             "better": if self.bar.better == Better::Higher { "higher" } else { "lower" },
             "must": self.bar.must, "aim": self.bar.aim,
+            "judged": if self.bar.judged == Judged::Ratio { "ratio" } else { "figure" },
             "postern_cpu_s_per_gb": cpu(&self.postern), "baseline_cpu_s_per_gb": cpu(&self.baseline),
             "postern_rounds": self.postern.iter().map(|s| s.value).collect::<Vec<_>>(),
             "baseline_rounds": self.baseline.iter().map(|s| s.value).collect::<Vec<_>>(),
@@ -210,19 +231,13 @@ impl Row {
 
     fn line(&self) -> Vec<String> {
         let unit = self.bar.unit;
-        let own = format!(
-            "{} {unit}",
-            short(median(self.postern.iter().map(|s| s.value)))
-        );
-        let (base, name, ratio) = match self.baseline.is_empty() {
-            true => (String::new(), String::new(), String::new()),
-            false => (
-                format!(
-                    "{} {unit}",
-                    short(median(self.baseline.iter().map(|s| s.value)))
-                ),
+        let own = format!("{} {unit}", short(self.own()));
+        let (base, name, ratio) = match self.compared() {
+            None => (String::new(), String::new(), String::new()),
+            Some((base, ratio)) => (
+                format!("{} {unit}", short(base)),
                 self.bar.baseline.to_string(),
-                format!("{:.2}", self.judged()),
+                format!("{ratio:.2}"),
             ),
         };
         let sign = if self.bar.better == Better::Higher {
@@ -282,7 +297,12 @@ mod tests {
 
     #[test]
     fn a_report_says_what_is_asked_of_it() {
-        let mut report = Report::new(&[]);
+        const BARS: &[Bar] = &[
+            Bar::ratio("cat-down", "OpenSSH direct", "MB/s", 0.6, 0.9),
+            Bar::limit("stall-pinned", "MB", 8.0, 3.0),
+            Bar::limit("add-one", "s", 1.0, 0.5).beside("the old way"),
+        ];
+        let mut report = Report::new("ssh", BARS, &[]);
         let sample = |value, cpu| Sample {
             value,
             cpu_per_gb: Some(cpu),
@@ -293,7 +313,8 @@ mod tests {
             &[sample(100.0, 1.0)],
         );
         report.add("stall-pinned", &[9.0.into()], &[]);
-        let json = report.json("ssh");
+        report.add("add-one", &[0.9.into()], &[0.3.into()]);
+        let json = report.json();
         let row = &json["rows"][0];
         assert_eq!(
             (row["ratio"].as_f64(), row["postern"].as_f64()),

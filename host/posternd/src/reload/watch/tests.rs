@@ -1,6 +1,6 @@
 use super::*;
 use std::os::unix::fs::symlink;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -128,4 +128,19 @@ async fn a_wait_that_was_given_up_misses_nothing() {
         let _ = timeout(SETTLE / 4, lab.watcher.changed()).await;
     }
     lab.sees().await;
+}
+
+#[tokio::test]
+async fn what_was_read_elsewhere_before_it_came_to_rest_is_news_even_when_it_is_the_old_again() {
+    let mut lab = Lab::new();
+    let there_and_back = |lab: &Lab| {
+        std::fs::write(lab.path("postern.toml"), "two").unwrap();
+        std::fs::write(lab.path("postern.toml"), "one").unwrap();
+    };
+    there_and_back(&lab);
+    lab.sees_nothing().await;
+    lab.watcher.read_elsewhere();
+    there_and_back(&lab);
+    lab.sees().await;
+    lab.sees_nothing().await;
 }

@@ -1,7 +1,7 @@
 //! Throughput: files up and down, a session beside a stalled one, bytes through the smallest plugin.
 
-use super::rows::{Report, Sample, median};
 use super::world::{Way, World};
+use crate::bench::rows::{Report, Sample, median};
 use crate::{paths, sh};
 use anyhow::{Context, Result, ensure};
 use postern_tests::{procfs, run::Background};

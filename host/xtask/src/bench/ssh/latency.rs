@@ -1,7 +1,7 @@
 //! How long a person waits: a whole `ssh host true`, and sessions opened at a steady rate.
 
-use super::rows::{Report, Sample, median};
 use super::world::{Way, World};
+use crate::bench::rows::{Report, Sample, median};
 use crate::{paths, sh};
 use anyhow::{Context, Result};
 use std::process::Stdio;

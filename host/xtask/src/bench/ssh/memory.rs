@@ -1,8 +1,8 @@
 //! Memory when nothing happens, and how long an agent takes from nothing to its first session.
 
 use super::bulk::settled;
-use super::rows::{Report, Sample};
 use super::world::{Way, World};
+use crate::bench::rows::{Report, Sample};
 use crate::sh;
 use anyhow::{Context, Result, ensure};
 use postern_tests::run::Background;
