@@ -9,7 +9,12 @@ pub enum DialError {
     #[error(
         "cannot reach the proxy at {addr}: {why}; check `proxy` in [agent] and what lies between"
     )]
-    Connect { addr: String, why: String },
+    Connect {
+        addr: String,
+        why: String,
+        /// Nobody listens there.
+        refused: bool,
+    },
     #[error("the HTTP proxy {via} does not connect to {target}: {why}")]
     HttpProxy {
         via: String,
@@ -48,9 +53,19 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// The host is there, and no proxy is: it restarts, most likely.
+    pub(crate) fn nobody_listens(&self) -> bool {
+        match self {
+            DialError::Connect { refused, .. } => *refused,
+            DialError::Both { ssh, tls } => ssh.nobody_listens() || tls.nobody_listens(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn connect(addr: &str, e: std::io::Error) -> Self {
         DialError::Connect {
             addr: addr.to_owned(),
+            refused: e.kind() == std::io::ErrorKind::ConnectionRefused,
             why: e.to_string(),
         }
     }

@@ -13,6 +13,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+/// Longest pause while the proxy's host says that nobody listens there: such an attempt costs nobody anything, and who
+/// waits for a proxy that restarts shall not wait for us besides.
+const RESTARTING: Duration = Duration::from_secs(3);
 /// How long the connection that took our place is left alone. It is another process of the same service, which took over
 /// from this one; to connect again at once would only take the streams back, and the other one would do the same.
 const SUPERSEDED: Duration = Duration::from_secs(60);
@@ -154,7 +157,7 @@ impl Supervisor {
                                 jitter.reset();
                             }
                             self.connecting(attempt, Some(why));
-                            self.pause(jitter.next()).await;
+                            self.pause(jitter.next().min(RESTARTING)).await;
                         }
                     }
                 }
@@ -176,7 +179,13 @@ impl Supervisor {
                         self.connecting(attempt + 1, Some(why));
                     }
                     attempt += 1;
-                    self.pause(jitter.next()).await;
+                    let pause = jitter.next();
+                    self.pause(if e.nobody_listens() {
+                        pause.min(RESTARTING)
+                    } else {
+                        pause
+                    })
+                    .await;
                 }
             }
             while self.links.try_join_next().is_some() {}
