@@ -189,7 +189,7 @@ fn two_hundred_edits_cost_nobody_a_byte() -> Result<()> {
             counter.tell()?;
             connection.exchange()?;
             // It is under way all the time, and at its end only after the last edit.
-            copy.run_to((i + 1) as f64 / EDITS as f64 * 0.97)
+            copy.run_to((i + 1) as f64 / EDITS as f64 * 0.9)
         };
         stays().with_context(|| format!("after edit {i}, {outcome:?}"))?;
         ensure!(w.agent.is_running() && w.agent.pid()? == pid);

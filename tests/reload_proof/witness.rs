@@ -178,12 +178,9 @@ impl Copy {
         )?;
         let status = self.scp.wait(Duration::from_secs(120))?;
         ensure!(status.success(), "scp ended with {status}");
-        let sum = |file: &PathBuf| -> Result<String> {
-            let told = Run::new(Command::new("sha256sum")).arg(file).ok()?;
-            Ok(told.split(' ').next().unwrap_or_default().to_owned())
-        };
-        let (sent, arrived) = (sum(&self.from)?, sum(&self.to)?);
-        ensure!(sent == arrived, "sent {sent}, arrived {arrived}");
+        // Byte by byte: as good as a hash of both, and faster.
+        let same = Run::new(Command::new("cmp"));
+        same.arg(&self.from).arg(&self.to).ok()?;
         std::fs::remove_file(&self.from)?;
         Ok(std::fs::remove_file(&self.to)?)
     }

@@ -152,6 +152,7 @@ impl Link {
             cut: CancellationToken::new(),
             not_before: Instant::now(),
             failures: 0,
+            leaving: false,
             wanted: 0,
         };
         let mut run = Run {
@@ -228,6 +229,7 @@ impl Run {
                         Frame::Welcome { refused, .. } => { warn_refused(&refused); Ok(()) }
                         Frame::Goodbye { reason } => {
                             info!(%reason, "the proxy says goodbye");
+                            self.pool.leaving = true;
                             self.state.send_replace(LinkState::Goodbye(reason));
                             Ok(())
                         }
@@ -268,6 +270,7 @@ impl Run {
                 }
                 () = self.drain.cancelled(), if !draining => {
                     draining = true;
+                    self.pool.leaving = true;
                     self.send(&Frame::Drain).await
                 }
                 () = self.retire.cancelled(), if !self.pool.retire.is_cancelled() => {
@@ -333,6 +336,8 @@ struct Pool {
     cut: CancellationToken,
     not_before: Instant,
     failures: u32,
+    /// The proxy said goodbye, or was told to send nothing more: it takes no data connections that are on their way.
+    leaving: bool,
     /// Streams that waited at the proxy, by its last word.
     wanted: usize,
 }
@@ -352,7 +357,10 @@ impl Pool {
                 self.phases.remove(&id);
                 while self.tasks.try_join_next().is_some() {}
                 if let Some(why) = failure {
-                    warn!(error = %why, "cannot open a data connection");
+                    match self.leaving {
+                        true => debug!(error = %why, "a data connection came too late"),
+                        false => warn!(error = %why, "cannot open a data connection"),
+                    }
                     let (min, max) = self.context.dialer.opts.timing.backoff;
                     self.failures += 1;
                     self.not_before =
