@@ -234,6 +234,7 @@ impl Run {
                             Ok(())
                         }
                         Frame::Superseded => {
+                            self.pool.leaving = true;
                             self.retire.cancel();
                             self.state.send_replace(LinkState::Superseded);
                             Ok(())
