@@ -4,6 +4,7 @@
 mod ansible;
 mod componentize;
 mod debian;
+mod pypi;
 mod tools;
 mod wasm;
 

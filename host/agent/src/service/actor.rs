@@ -2,18 +2,22 @@
 //! and a new [`Desired`] may come at any moment; every part that still fits is kept, the others are replaced, and what
 //! is replaced goes on until the new one stands.
 
+mod drain;
+mod rollback;
+mod show;
+
 use super::beat::Beat;
 use super::front::Front;
 use super::leave;
 use super::member::{Home, Member};
 use super::spec::{Common, Spec};
-use super::trial::{Trial, Verdict};
+use super::trial::Trial;
 use super::{Shared, of_service};
 use crate::AgentError;
 use crate::decide::Decider;
 use crate::session::{Served, Sessions};
-use crate::status::{RolledBack, ServiceState, ServiceStatus};
-use postern_audit::{Event, names};
+use crate::status::{ServiceState, ServiceStatus};
+use postern_audit::Event;
 use postern_membership::{Cache, Credentials, Holding};
 use postern_tunnel::TunnelState;
 use std::sync::Arc;
@@ -371,186 +375,6 @@ impl Actor<'_> {
         self.tell_auth(parts);
         Ok(())
     }
-
-    /// A session has ended: was it one too many that a new plugin version broke?
-    fn judge(&mut self, parts: &mut Parts) {
-        let Some((trial, good)) = &self.trial else {
-            return;
-        };
-        let trapped = match trial.verdict() {
-            Verdict::Open => return,
-            Verdict::Passed => {
-                self.trial = None;
-                return;
-            }
-            Verdict::Failed { trapped } => trapped,
-        };
-        let (bad, back) = (
-            trial.new.description().version.clone(),
-            trial.old.description().version.clone(),
-        );
-        let rule = &parts.spec.service.rollback;
-        let why = format!(
-            "{trapped} of the first {} connections of plugin {} {bad} trapped (rollback.traps = {}): {back} is back; put another file in place to try again",
-            rule.of, parts.spec.service.plugin, rule.traps
-        );
-        tracing::error!(service = self.name, "{why}");
-        metrics::counter!("postern_plugin_rollbacks_total", "plugin" => trial.new.name().to_owned(), "version" => bad.clone())
-            .increment(1);
-        let event = Event::new(names::AGENT_PLUGIN_ROLLBACK)
-            .with("kind", &parts.spec.kind)
-            .with("plugin", &parts.spec.service.plugin)
-            .with("from", &bad)
-            .with("from_sha256", trial.new.digest())
-            .with("to", &back)
-            .with("to_sha256", trial.old.digest())
-            .with("trapped", trapped)
-            .with("reason", &why);
-        self.home.audit.emit_later(event);
-        let rolled_back = RolledBack {
-            version: bad,
-            sha256: trial.new.digest().to_owned(),
-            reason: why,
-        };
-        // With the settings that worked with it; everything else is as configured now.
-        let spec = Spec {
-            name: parts.spec.name.clone(),
-            service: parts.spec.service.clone(),
-            common: parts.spec.common.clone(),
-            plugin: good.plugin.clone(),
-            held_back: true,
-            settings: good.settings.clone(),
-            kind: parts.spec.kind.clone(),
-            offered: parts.spec.offered.clone(),
-        };
-        self.trial = None;
-        parts.spec = Arc::new(spec);
-        parts.sessions.serve(self.served(&parts.spec));
-        self.outlet
-            .status
-            .send_modify(|s| s.rolled_back = Some(rolled_back));
-        self.tell_auth(parts);
-    }
-
-    /// Tells the status how things are.
-    fn show(&self, parts: &Parts) {
-        let holding = self.home.holding.borrow().clone();
-        let (state, reason, rtt) = state_of(parts, &holding);
-        if let (Some(beat), Some(rtt)) = (&parts.beat, rtt) {
-            beat.rtt(rtt);
-        }
-        let spec = &parts.spec;
-        let renewal_failed = holding.failed.filter(|_| holding.credentials.is_some());
-        self.outlet.status.send_modify(|s| {
-            s.kind.clone_from(&spec.kind);
-            s.plugin = spec.plugin_label();
-            s.sha256 = spec.plugin.digest().to_owned();
-            s.resources = spec.names();
-            s.sessions = parts.sessions.open();
-            s.state = state;
-            s.reason = reason;
-            s.renewal_failed = renewal_failed;
-            s.tunnel_rtt_ms = rtt.map(|r| r.as_secs_f64() * 1e3);
-            s.until_unix = None;
-            if let Some(c) = &holding.credentials {
-                s.generation = c.generation;
-                s.not_after_unix = c.not_after_unix;
-            }
-        });
-        self.outlet.served.send_if_modified(|s| {
-            let differs = !s.as_ref().is_some_and(|s| Arc::ptr_eq(s, spec));
-            *s = Some(spec.clone());
-            differs
-        });
-    }
-
-    /// No new sessions; returns when the last one has ended, the time is up, or the service shall run again.
-    async fn drain(&mut self, mut parts: Parts, desired: &mut watch::Receiver<Desired>) {
-        // Waited for: what it was writing must not be read half by who comes after it.
-        Member::stop(&mut parts.member).await;
-        let timeout = parts.spec.common.drain_timeout;
-        let until = postern_membership::unix_now() + timeout.as_secs();
-        self.outlet.status.send_modify(|s| {
-            s.state = ServiceState::Draining;
-            s.reason = None;
-            s.until_unix = Some(until);
-            s.tunnel_rtt_ms = None;
-        });
-        if let Some(front) = parts.front {
-            // By then nothing more is sent; how long the sessions take is for the tracker.
-            front.told().await;
-            self.retiring.spawn(front.retire(timeout));
-        }
-        let sessions = parts.sessions;
-        let mut count = tokio::time::interval(COUNT);
-        let deadline = tokio::time::Instant::now() + timeout;
-        loop {
-            self.outlet
-                .status
-                .send_modify(|s| s.sessions = sessions.open());
-            tokio::select! {
-                () = sessions.none_open() => break,
-                changed = desired.changed() => {
-                    // Put back in time: the caller sees it, and the sessions go on under it.
-                    if changed.is_err() || matches!(*desired.borrow_and_update(), Desired::Run(_)) {
-                        return;
-                    }
-                }
-                Some(event) = self.notes.recv() => self.home.audit.emit_later(event),
-                () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!(service = self.name, "{} sessions were still open after {timeout:?} and are ended", sessions.open());
-                    sessions.cut();
-                    let _ = tokio::time::timeout(LAST_EVENTS, sessions.none_open()).await;
-                    break;
-                }
-                _ = count.tick() => {}
-            }
-        }
-        self.sessions = None;
-        self.trial = None;
-        while let Ok(event) = self.notes.try_recv() {
-            self.home.audit.emit_later(event);
-        }
-        // What the sessions sent last may still be on its way to the proxy.
-        let sent = async { while self.retiring.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(LAST_EVENTS, sent).await;
-        self.retiring.abort_all();
-        self.outlet.status.send_modify(|s| s.sessions = 0);
-    }
-}
-
-/// The state in a word, why, and the round trip of the tunnel.
-fn state_of(parts: &Parts, holding: &Holding) -> (ServiceState, Option<String>, Option<Duration>) {
-    let tunnel = parts.front.as_ref().map(Front::state);
-    if let Some(TunnelState::Up { rtt, .. }) = tunnel {
-        let next = parts.next.as_ref().and_then(|next| match next.state() {
-            TunnelState::Connecting {
-                last_error: Some(e),
-                ..
-            } => Some(format!(
-                "the new tunnel to {} is not up: {e}",
-                next.proxy_addr()
-            )),
-            _ => None,
-        });
-        return (ServiceState::Up, next, Some(rtt));
-    }
-    let (state, reason) = match (&holding.credentials, &holding.failed, tunnel) {
-        (None, Some(why), _) => (ServiceState::JoinFailed, Some(why.clone())),
-        (None, None, _) => (ServiceState::Joining, None),
-        (Some(_), _, Some(TunnelState::Connecting { last_error, .. })) => {
-            (ServiceState::Connecting, last_error)
-        }
-        (Some(_), ..) if !parts.roles_known => (
-            ServiceState::Connecting,
-            Some("waiting for the roles from Auth".to_owned()),
-        ),
-        (Some(held), Some(why), None) if held.kind != parts.spec.kind => {
-            (ServiceState::JoinFailed, Some(why.clone()))
-        }
-        (Some(_), ..) => (ServiceState::Connecting, None),
-    };
-    (state, reason, None)
 }
 
 async fn roles_heard(cache: &mut Cache) {
