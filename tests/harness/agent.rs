@@ -11,7 +11,7 @@ pub struct AgentSpec<'a> {
     name: String,
     place: Place,
     labels: String,
-    token: Option<String>,
+    join_params: Option<String>,
     pin: Option<String>,
     proxy: Option<String>,
     ssh: bool,
@@ -38,7 +38,7 @@ impl<'a> AgentSpec<'a> {
             name: name.into(),
             place: Place::here(),
             labels: "env = \"test\"".into(),
-            token: None,
+            join_params: None,
             pin: None,
             proxy: None,
             ssh: true,
@@ -57,8 +57,13 @@ impl<'a> AgentSpec<'a> {
     }
 
     /// This token instead of a good one.
-    pub fn token(mut self, token: &str) -> Self {
-        self.token = Some(token.into());
+    pub fn token(self, token: &str) -> Self {
+        self.join_params(&secret_token(token))
+    }
+
+    /// Another way to join, as a TOML value.
+    pub fn join_params(mut self, toml: &str) -> Self {
+        self.join_params = Some(toml.into());
         self
     }
 
@@ -116,16 +121,16 @@ impl<'a> AgentSpec<'a> {
 
     /// The configuration file.
     pub fn config(&self) -> Result<String> {
-        let token = match &self.token {
-            Some(token) => token.clone(),
-            None => self.cluster.token(&self.kinds.join(","))?,
+        let join_params = match &self.join_params {
+            Some(toml) => toml.clone(),
+            None => secret_token(&self.cluster.token(&self.kinds.join(","))?),
         };
         let proxy = self.proxy.as_deref().unwrap_or(&self.cluster.proxy_addr);
         let pin = self.pin.as_deref().unwrap_or(&self.cluster.pin);
         let mut config = format!(
             "version = 1\ncluster = \"{NAME}\"\ndata_dir = \"{{data_dir}}\"\n[log]\nlevel = \"info\"\n\
              [agent]\nproxy = \"{proxy}\"\nca_pin = [\"{pin}\"]\n\
-             join_params = {{ method = \"token\", token = \"{token}\" }}\n{}\n",
+             join_params = {join_params}\n{}\n",
             self.agent_lines
         );
         if self.ssh {
@@ -166,6 +171,10 @@ impl<'a> AgentSpec<'a> {
         agent.ready()?;
         Ok(agent)
     }
+}
+
+fn secret_token(token: &str) -> String {
+    format!("{{ method = \"token\", token = \"{token}\" }}")
 }
 
 impl Agent {

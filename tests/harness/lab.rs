@@ -111,6 +111,13 @@ impl Place {
         self
     }
 
+    /// With this in its environment.
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.wrap
+            .extend(["env".to_owned(), format!("{key}={value}")].map(OsString::from));
+        self
+    }
+
     /// A program in this place. Its process id is the program's own: everything in front of it `exec`s.
     pub fn command(&self, program: &Path) -> Command {
         let mut words: Vec<OsString> = Vec::new();

@@ -22,7 +22,7 @@ pub use lab::{Lab, Place};
 pub use logins::{EXPIRED_LOGIN, LOGIN, OTHER_LOGIN};
 pub use netns::{Closed, Netns};
 pub use ports::free_port;
-pub use run::{Ran, Run};
+pub use run::{Background, Ran, Run};
 pub use sshd::Sshd;
 pub use user::User;
 

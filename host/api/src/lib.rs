@@ -7,6 +7,7 @@
 
 pub mod bootstrap;
 mod connect;
+pub mod https;
 pub mod join;
 pub mod status;
 pub mod token;

@@ -28,6 +28,10 @@ pub mod reasons {
     pub const TOKEN_USED_UP: &str = "token-used-up";
     pub const TOKEN_KIND: &str = "token-kind";
     pub const TOKEN_NAME: &str = "token-name";
+    /// What is shown for a join token without a secret (an ID token, a bound key) does not hold.
+    pub const PROOF_INVALID: &str = "proof-invalid";
+    /// The issuer of an ID token can't be asked for its keys.
+    pub const ISSUER_UNREACHABLE: &str = "issuer-unreachable";
     /// The resource name belongs to another host, or a public name to the cluster itself.
     pub const RESOURCE_CONFLICT: &str = "resource-conflict";
     /// A renewal with an old generation: these credentials were copied. The service is locked.

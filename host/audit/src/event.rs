@@ -183,6 +183,8 @@ pub mod names {
     pub const AGENT_PLUGIN_ROLLBACK: &str = "agent.plugin_rollback";
     /// A service was removed and has left the cluster; its names are free.
     pub const AGENT_LEAVE: &str = "agent.leave";
+    /// A host joined with the key pair of another one, which is locked out.
+    pub const AGENT_REPLACED: &str = "agent.replaced";
     /// A session began.
     pub const SESSION_START: &str = "session.start";
     /// A session ended.

@@ -34,6 +34,9 @@ const QUEUE: usize = 1024;
 const MAX_LINE: usize = 256 * 1024;
 /// Events in one batch.
 pub const BATCH: usize = 256;
+/// After a small batch, so long is waited for the next one to become larger: each costs several fsyncs here and at Auth,
+/// and under load they would take the disk from those who wait for `emit`.
+const GATHER: Duration = Duration::from_millis(100);
 /// Bytes of the events in one batch, as JSON. Half of the longest message that Auth takes (1 MiB), which has room
 /// for the framing of each event besides: a batch that is refused for its size would be sent again for ever.
 pub const BATCH_BYTES: usize = 512 * 1024;
@@ -434,6 +437,9 @@ impl Spool {
             };
             if self.to_writer.send(delivered).await.is_err() {
                 return;
+            }
+            if batch.lines < BATCH as u64 / 4 {
+                tokio::time::sleep(GATHER).await;
             }
         }
     }

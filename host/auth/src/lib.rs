@@ -17,6 +17,7 @@ mod caller;
 mod db;
 mod error;
 mod inventory;
+mod issuers;
 mod join;
 pub mod kv;
 mod limits;
@@ -168,11 +169,11 @@ impl AuthServer {
             names: Vec::new(),
             ttl_seconds: 300,
             uses: 1,
+            ..CreateTokenRequest::default()
         };
         let created = admin::create_token(&self.state, request).await;
-        let (token, _) =
-            created.map_err(|status| AuthError::Internal(status.message().to_owned()))?;
-        Ok(token.reveal().to_string())
+        let created = created.map_err(|status| AuthError::Internal(status.message().to_owned()))?;
+        Ok(created.secret.to_string())
     }
 
     /// Returns when, after the shutdown, calls have ended and the state is closed.

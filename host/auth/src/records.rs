@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use globset::Glob;
 use postern_access::{Lock, Role};
+use postern_idtoken::Admit;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -60,22 +61,96 @@ fn readable<T: Record>(snapshot: &Snapshot) -> Vec<At<T>> {
 /// `/token/<id>`. The key expires some time after the token, so that a late join still hears "expired".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
+    /// Hex digits of a secret token; of all others, the name an operator gave.
     pub id: String,
-    /// SHA-256 of the secret, hex.
-    pub hash: String,
+    #[serde(flatten)]
+    pub method: Method,
     pub kinds: Vec<String>,
     /// Names or globs; empty: any name that nobody owns.
     pub names: Vec<String>,
     pub created_unix: i64,
-    pub expires_unix: i64,
+    /// `None`: never.
+    pub expires_unix: Option<i64>,
     /// `None`: unlimited.
     pub uses: Option<u32>,
     pub used: u32,
 }
 
+/// What a host has to show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The token's secret; stored is its SHA-256, hex.
+    #[serde(rename = "hash")]
+    Secret(String),
+    IdToken(IdTokenMethod),
+    BoundKeypair(BoundKeypair),
+}
+
+/// An ID token of another party's issuer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdTokenMethod {
+    /// The word that the operator used: `oidc`, `github`, `gitlab`, `kubernetes`.
+    pub preset: String,
+    pub issuer: String,
+    pub audiences: Vec<String>,
+    pub admit: Admit,
+    pub keys: KeySource,
+}
+
+/// Where an issuer's public keys come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeySource {
+    /// This JWK set.
+    Static(String),
+    /// The issuer's own HTTPS, checked by these CAs (PEM); empty: those of the system.
+    Discovered { ca_pem: String },
+}
+
+/// A key pair that outlives the host's data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BoundKeypair {
+    /// Ed25519, 32 bytes in hex; `None` until a host has registered its own.
+    pub public_key: Option<String>,
+    /// SHA-256 of the secret by which a key is registered, hex; gone once it was used.
+    pub registration: Option<Code>,
+    /// The host that joined with it last. One key, one host.
+    pub host_id: Option<String>,
+}
+
 impl Token {
     pub fn key(id: &str) -> String {
         format!("/token/{id}")
+    }
+
+    /// How people call it: `pt_3f9a01c2`, or the name it was given.
+    pub fn label(&self) -> String {
+        match self.method {
+            Method::Secret(_) => format!("pt_{}", self.id),
+            _ => self.id.clone(),
+        }
+    }
+
+    /// The word of `--method` and of `join_params`.
+    pub fn method_word(&self) -> &str {
+        match &self.method {
+            Method::Secret(_) => "token",
+            Method::IdToken(m) => &m.preset,
+            Method::BoundKeypair(_) => "bound_keypair",
+        }
+    }
+}
+
+/// `/idtoken/<fingerprint>`, until the ID token has expired: who has joined with it. It is good for that host alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownIdToken {
+    pub host_id: String,
+}
+
+impl ShownIdToken {
+    pub fn key(fingerprint: &str) -> String {
+        format!("/idtoken/{fingerprint}")
     }
 }
 
@@ -115,7 +190,7 @@ impl User {
 pub struct Grant {
     pub kinds: Vec<String>,
     pub names: Vec<String>,
-    /// Public id of the token.
+    /// [`Token::id`]
     pub token: String,
 }
 
@@ -260,6 +335,9 @@ pub fn lock_user(name: &str) -> String {
 
 impl Record for Token {
     const PREFIX: &'static str = "/token/";
+}
+impl Record for ShownIdToken {
+    const PREFIX: &'static str = "/idtoken/";
 }
 impl Record for User {
     const PREFIX: &'static str = "/user/";

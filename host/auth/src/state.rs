@@ -14,6 +14,7 @@ use crate::audit_log::AuditLog;
 use crate::authority::Authority;
 use crate::error::AuthError;
 use crate::inventory::Inventory;
+use crate::issuers::Issuers;
 use crate::kv::{KvError, KvExt, SharedKv, Txn};
 use crate::limits::Limiter;
 use crate::password::Passwords;
@@ -30,6 +31,8 @@ pub struct State {
     pub authority: Authority,
     pub inventory: Inventory,
     pub passwords: Passwords,
+    /// Keys of issuers of ID tokens.
+    pub issuers: Issuers,
     /// Failed logins and enrolments by user and address ([`network`]). Behind a proxy that passes Auth through, the
     /// address is the proxy's: then this is by user.
     ///
@@ -61,6 +64,7 @@ impl State {
             authority,
             inventory,
             passwords,
+            issuers: Issuers::default(),
             login_limit: Limiter::new(5, Duration::from_secs(10)),
             login_peer_limit: Limiter::new(200, Duration::from_millis(200)),
             join_peer_limit: Limiter::new(200, Duration::from_millis(200)),

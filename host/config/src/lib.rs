@@ -32,5 +32,5 @@ pub use model::{
     Resource, Rollback, Service, SshOptions, Transport, UpstreamTls,
 };
 pub use reference::reference;
-pub use secret::{Secret, TokenError};
+pub use secret::{Secret, SecretFileError};
 pub use validate::{RESERVED_KINDS, warnings};

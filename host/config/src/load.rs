@@ -321,11 +321,9 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
         }
     };
     let fix_join = |join: &mut Option<JoinParams>, path: KeyPath| {
-        if let Some(JoinParams::Token {
-            token_file: Some(file),
-            ..
-        }) = join
-        {
+        for (key, file) in join.iter_mut().flat_map(JoinParams::files_mut) {
+            let mut path = path.clone();
+            path.push(key.into());
             fix(file, path);
         }
     };
@@ -337,19 +335,13 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
             fix(&mut tls.cert_file, at!["proxy", "tls", "cert_file"]);
             fix(&mut tls.key_file, at!["proxy", "tls", "key_file"]);
         }
-        fix_join(
-            &mut proxy.join_params,
-            at!["proxy", "join_params", "token_file"],
-        );
+        fix_join(&mut proxy.join_params, at!["proxy", "join_params"]);
     }
     if let Some(agent) = &mut config.agent {
         if let Some(dir) = &mut agent.plugin_dir {
             fix(dir, at!["agent", "plugin_dir"]);
         }
-        fix_join(
-            &mut agent.join_params,
-            at!["agent", "join_params", "token_file"],
-        );
+        fix_join(&mut agent.join_params, at!["agent", "join_params"]);
     }
     for (name, service) in &mut config.services {
         if service.plugin_is_path() {
@@ -357,8 +349,10 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
             fix(&mut plugin, at!["services", name, "plugin"]);
             service.plugin = plugin.to_string_lossy().into_owned();
         }
-        let join = at!["services", name, "join_params", "token_file"];
-        fix_join(&mut service.join_params, join);
+        fix_join(
+            &mut service.join_params,
+            at!["services", name, "join_params"],
+        );
     }
 }
 

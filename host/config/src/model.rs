@@ -195,6 +195,58 @@ pub enum JoinParams {
         #[schemars(extend("format" = "path"))]
         token_file: Option<PathBuf>,
     },
+    /// An ID token (a signed JWT) of any OpenID Connect issuer, from a file or the environment; for a token made by
+    /// `postern tokens create --method oidc`.
+    Oidc {
+        /// The name of the join token at the cluster.
+        token_name: String,
+        /// A file that holds the ID token alone; read at each attempt, watched for changes.
+        #[schemars(extend("format" = "path"))]
+        id_token_file: Option<PathBuf>,
+        /// The environment variable of `posternd` that holds the ID token.
+        id_token_env: Option<String>,
+    },
+    /// A GitHub Actions job, which asks GitHub for an ID token at each attempt; it needs the permission
+    /// `id-token: write`. For a token made by `postern tokens create --method github`.
+    Github {
+        /// The name of the join token at the cluster.
+        token_name: String,
+        /// The audience that the ID token is asked for. Default: the cluster's name, as on the other side.
+        #[schemars(extend("x-default" = "the cluster's name"))]
+        audience: Option<String>,
+    },
+    /// A GitLab CI job with an `id_tokens` entry; for a token made by `postern tokens create --method gitlab`.
+    Gitlab {
+        /// The name of the join token at the cluster.
+        token_name: String,
+        /// The variable that `id_tokens` names. Default: `POSTERN_ID_TOKEN`.
+        #[serde(default = "default_gitlab_env")]
+        id_token_env: String,
+    },
+    /// A pod with a projected service account token; for a token made by `postern tokens create --method kubernetes`.
+    Kubernetes {
+        /// The name of the join token at the cluster.
+        token_name: String,
+        /// Where the volume is mounted. Default: `/var/run/secrets/tokens/postern`.
+        #[serde(default = "default_kubernetes_file")]
+        #[schemars(extend("format" = "path"))]
+        id_token_file: PathBuf,
+    },
+    /// A key pair in a place that outlives the data directory, bound to this host; for a token made by
+    /// `postern tokens create --method bound_keypair`.
+    #[serde(rename = "bound_keypair")]
+    BoundKeypair {
+        /// The name of the join token at the cluster.
+        token_name: String,
+        /// The private key (Ed25519, PKCS#8 PEM, mode 0600). Made at the first start where there is none;
+        /// `posternd join-key FILE` makes one and shows its public key.
+        #[schemars(extend("format" = "path"))]
+        key_file: PathBuf,
+        /// A file with the secret by which the first join registers the key; not needed where the public key was
+        /// given to `postern tokens create`.
+        #[schemars(extend("format" = "path"))]
+        registration_secret_file: Option<PathBuf>,
+    },
 }
 
 /// `[services.<name>]`
@@ -402,6 +454,44 @@ impl Service {
     }
 }
 
+impl JoinParams {
+    /// Files that are read at each attempt, with their keys.
+    pub(crate) fn files_mut(&mut self) -> Vec<(&'static str, &mut PathBuf)> {
+        match self {
+            JoinParams::Token { token_file, .. } => {
+                token_file.iter_mut().map(|f| ("token_file", f)).collect()
+            }
+            JoinParams::Oidc { id_token_file, .. } => id_token_file
+                .iter_mut()
+                .map(|f| ("id_token_file", f))
+                .collect(),
+            JoinParams::Kubernetes { id_token_file, .. } => vec![("id_token_file", id_token_file)],
+            JoinParams::BoundKeypair {
+                key_file,
+                registration_secret_file,
+                ..
+            } => registration_secret_file
+                .iter_mut()
+                .map(|f| ("registration_secret_file", f))
+                .chain([("key_file", key_file)])
+                .collect(),
+            JoinParams::Github { .. } | JoinParams::Gitlab { .. } => Vec::new(),
+        }
+    }
+
+    /// The join token's name at the cluster, where it has one.
+    pub fn token_name(&self) -> Option<&str> {
+        match self {
+            JoinParams::Token { .. } => None,
+            JoinParams::Oidc { token_name, .. }
+            | JoinParams::Github { token_name, .. }
+            | JoinParams::Gitlab { token_name, .. }
+            | JoinParams::Kubernetes { token_name, .. }
+            | JoinParams::BoundKeypair { token_name, .. } => Some(token_name),
+        }
+    }
+}
+
 fn json_of(value: &toml::Value) -> serde_json::Value {
     use serde_json::Value as Json;
     match value {
@@ -427,6 +517,14 @@ fn default_data_dir() -> PathBuf {
 
 fn default_shutdown_timeout() -> Duration {
     Duration::from_secs(30)
+}
+
+fn default_gitlab_env() -> String {
+    "POSTERN_ID_TOKEN".into()
+}
+
+fn default_kubernetes_file() -> PathBuf {
+    "/var/run/secrets/tokens/postern".into()
 }
 
 fn default_proxy_listen() -> String {

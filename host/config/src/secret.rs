@@ -1,12 +1,17 @@
 //! Values that must never be shown: join tokens.
 
-use crate::JoinParams;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use std::{borrow::Cow, fmt, fs::File, io::Read, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 use zeroize::Zeroizing;
 
-/// A token file holds one line; anything larger is some other file.
-const MAX_TOKEN_FILE: u64 = 4096;
+/// A join token has 44 bytes, an ID token one to three KB; anything larger is some other file.
+const MAX_FILE: u64 = 16 * 1024;
 
 /// A string that is wiped when dropped and never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,58 +59,55 @@ impl JsonSchema for Secret {
     }
 }
 
-/// Why there is no token to join with.
+/// Why a file gives no secret.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenError {
+pub enum SecretFileError {
     /// The file can't be read (yet: it is watched).
-    #[error("token file {path}: {source}")]
+    #[error("{path}: {source}")]
     Read {
-        /// The file named by `token_file`.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
     /// The file has no single line of text in it.
-    #[error("token file {path}: {why}; put the token alone into the file")]
+    #[error("{path}: it {why}; put the secret alone into the file")]
     Content {
-        /// The file named by `token_file`.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
     },
 }
 
-impl JoinParams {
-    /// The join token, read from `token_file` now if that is where it is.
-    pub fn token(&self) -> Result<Secret, TokenError> {
-        let JoinParams::Token { token, token_file } = self;
-        if let Some(token) = token {
-            return Ok(token.clone());
-        }
-        let path = token_file.clone().unwrap_or_default();
+impl Secret {
+    /// Reads a file that holds one word and nothing else: a join token, an ID token.
+    pub fn read(path: &Path) -> Result<Self, SecretFileError> {
         let mut text = Zeroizing::new(String::new());
-        let read = File::open(&path)
-            .and_then(|file| file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text));
+        let read =
+            File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+        let path = path.to_owned();
         if let Err(source) = read {
-            return Err(TokenError::Read { path, source });
+            return Err(SecretFileError::Read { path, source });
         }
-        let token = text.trim();
-        let why = if text.len() as u64 > MAX_TOKEN_FILE {
-            "is larger than 4 KB"
-        } else if token.is_empty() {
+        let word = text.trim();
+        let why = if text.len() as u64 > MAX_FILE {
+            "is larger than 16 KB"
+        } else if word.is_empty() {
             "is empty"
-        } else if token.contains(char::is_whitespace) {
+        } else if word.contains(char::is_whitespace) {
             "holds more than one word"
         } else {
-            return Ok(Secret::new(token.to_owned()));
+            return Ok(Secret::new(word.to_owned()));
         };
-        Err(TokenError::Content { path, why })
+        Err(SecretFileError::Content { path, why })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::JoinParams;
 
     #[test]
     fn a_secret_is_never_shown() {
@@ -119,21 +121,21 @@ mod tests {
     }
 
     #[test]
-    fn the_token_file_is_read_when_asked() {
+    fn the_file_is_read_when_asked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let params = JoinParams::Token {
-            token: None,
-            token_file: Some(path.clone()),
-        };
-        assert!(matches!(params.token(), Err(TokenError::Read { .. })));
+        assert!(matches!(
+            Secret::read(&path),
+            Err(SecretFileError::Read { .. })
+        ));
         for (content, want) in [("", "empty"), ("a b\n", "more than one word")] {
             std::fs::write(&path, content).unwrap();
-            assert!(params.token().unwrap_err().to_string().contains(want));
+            assert!(Secret::read(&path).unwrap_err().to_string().contains(want));
         }
-        std::fs::write(&path, "x".repeat(5000)).unwrap();
-        assert!(params.token().unwrap_err().to_string().contains("4 KB"));
+        std::fs::write(&path, "x".repeat(20_000)).unwrap();
+        let why = Secret::read(&path).unwrap_err().to_string();
+        assert!(why.contains("16 KB"));
         std::fs::write(&path, "pt_1_abc\n").unwrap();
-        assert_eq!(params.token().unwrap().expose(), "pt_1_abc");
+        assert_eq!(Secret::read(&path).unwrap().expose(), "pt_1_abc");
     }
 }

@@ -364,32 +364,54 @@ impl Check {
     }
 
     fn join_params(&mut self, join: Option<&JoinParams>, at: KeyPath) {
-        let Some(JoinParams::Token { token, token_file }) = join else {
-            return;
-        };
-        match (token, token_file) {
-            (Some(_), Some(_)) => {
-                self.wrong(
-                    at.clone(),
-                    format!(
-                        "both token and token_file{}; keep token_file",
-                        in_table(&at)
-                    ),
-                );
-            }
-            (None, None) => {
-                self.missing(
-                    at.clone(),
-                    format!(
-                        "neither token nor token_file{}; make a token with: postern tokens create",
-                        in_table(&at)
-                    ),
-                );
-            }
-            (Some(token), None) if token.expose().trim().is_empty() => {
-                self.wrong(at.clone(), format!("token{} is empty", in_table(&at)));
-            }
-            _ => {}
+        let Some(join) = join else { return };
+        let table = in_table(&at);
+        if let Some(name) = join.token_name()
+            && let Err(rule) = label(name)
+        {
+            let mut at = at.clone();
+            at.push("token_name".into());
+            self.wrong(at, format!("token_name {name:?}{table} {rule}"));
+        }
+        match join {
+            JoinParams::Token { token, token_file } => match (token, token_file) {
+                (Some(_), Some(_)) => {
+                    let message = format!("both token and token_file{table}; keep token_file");
+                    self.wrong(at, message);
+                }
+                (None, None) => {
+                    let message = format!(
+                        "neither token nor token_file{table}; make a token with: postern tokens create"
+                    );
+                    self.missing(at, message);
+                }
+                (Some(token), None) if token.expose().trim().is_empty() => {
+                    self.wrong(at, format!("token{table} is empty"));
+                }
+                _ => {}
+            },
+            JoinParams::Oidc {
+                id_token_file,
+                id_token_env,
+                ..
+            } => match (id_token_file, id_token_env) {
+                (Some(_), Some(_)) => {
+                    let message =
+                        format!("both id_token_file and id_token_env{table}; one of them is meant");
+                    self.wrong(at, message);
+                }
+                (None, None) => {
+                    let message = format!(
+                        "neither id_token_file nor id_token_env{table}; say where the issuer's token is"
+                    );
+                    self.missing(at, message);
+                }
+                _ => {}
+            },
+            JoinParams::Github { .. }
+            | JoinParams::Gitlab { .. }
+            | JoinParams::Kubernetes { .. }
+            | JoinParams::BoundKeypair { .. } => {}
         }
     }
 }

@@ -72,6 +72,16 @@ impl HostKey {
         self.0.public_key().as_ref().to_vec()
     }
 
+    /// The public key as an OpenSSH line, which people pass around.
+    pub fn openssh_public(&self) -> String {
+        let mut raw = [0; 32];
+        raw.copy_from_slice(self.0.public_key().as_ref());
+        let data = ssh_key::public::KeyData::Ed25519(ssh_key::public::Ed25519PublicKey(raw));
+        ssh_key::PublicKey::new(data, "")
+            .to_openssh()
+            .unwrap_or_default()
+    }
+
     /// Ed25519 signature, 64 bytes.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.0.sign(message).as_ref().to_vec()

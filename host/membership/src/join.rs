@@ -1,8 +1,8 @@
 //! Joining and renewing one service (D3): the same call, signed with the host key.
 
 use crate::credentials::{Credentials, MemberDir};
+use crate::proof::{Proof, TokenSource};
 use postern_api::{join as signing, status, v1};
-use postern_config::JoinParams;
 use postern_identity::{
     CaKind, CaPin, HostKey, TrustBundle,
     store::{self, StoreError},
@@ -31,16 +31,6 @@ pub struct Joiner {
     pub dir: MemberDir,
     /// What is on disk is not used before Auth was asked: the member had left, and its names may be another's.
     pub ask_first: bool,
-}
-
-/// Where a join token comes from.
-pub enum TokenSource {
-    /// Within the grant no token is needed.
-    None,
-    /// As configured; a token file is read at each attempt.
-    Params(JoinParams),
-    /// Made in this process, by the Auth Service beside us.
-    Minted(Zeroizing<String>),
 }
 
 /// By what Auth is recognised before the service holds a trust bundle of its own.
@@ -87,14 +77,14 @@ impl Joiner {
             .pending(&self.kind, &self.names, generation)
             .map_err(|source| self.store(source))?;
         let mut unreadable = None;
-        let token = if held.is_none_or(|c| !c.fit(&self.kind, &self.names)) {
+        let proof = if held.is_none_or(|c| !c.fit(&self.kind, &self.names)) {
             // The host's grant may do without one (a token file is often removed after use).
-            self.token().unwrap_or_else(|e| {
+            self.token.proof(&self.cluster).await.unwrap_or_else(|e| {
                 unreadable = Some(e);
-                String::new()
+                Proof::default()
             })
         } else {
-            String::new()
+            Proof::default()
         };
         let keys = pending.keys();
         let mut request = v1::JoinRequest {
@@ -103,15 +93,15 @@ impl Joiner {
             service: self.service.clone(),
             kind: self.kind.clone(),
             names: self.names.clone(),
-            token,
             nonce: hex::decode(&pending.nonce).unwrap_or_default(),
             generation,
             spki: keys.spki(),
             ssh_public_key: keys.ssh_public(),
             signed_at_unix: i64::try_from(crate::unix_now()).unwrap_or(0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            signature: Vec::new(),
+            ..v1::JoinRequest::default()
         };
+        proof.show(&mut request, &self.host_key);
         signing::sign(&mut request, &self.host_key);
         let mut client = v1::join_service_client::JoinServiceClient::new(self.channel(held).await?);
         let answer = tokio::time::timeout(ATTEMPT, client.join(request)).await;
@@ -121,7 +111,7 @@ impl Joiner {
             Ok(Err(s)) => {
                 let message = match unreadable {
                     Some(why) => {
-                        format!("{}; the configured one can't be read: {why}", s.message())
+                        format!("{}; what is configured can't be had: {why}", s.message())
                     }
                     None => s.message().to_owned(),
                 };
@@ -155,17 +145,9 @@ impl Joiner {
         }
     }
 
-    /// A digest of the token as it is configured now: a change of it is worth an attempt at once.
-    pub fn token_seen(&self) -> Option<String> {
-        self.token().ok()
-    }
-
-    fn token(&self) -> Result<String, postern_config::TokenError> {
-        match &self.token {
-            TokenSource::None => Ok(String::new()),
-            TokenSource::Minted(token) => Ok(token.to_string()),
-            TokenSource::Params(params) => Ok(params.token()?.expose().to_owned()),
-        }
+    /// What would be shown: a change of it is worth an attempt at once.
+    pub fn token_seen(&self) -> Option<Zeroizing<String>> {
+        self.token.seen()
     }
 
     async fn channel(&self, held: Option<&Credentials>) -> Result<Channel, JoinError> {

@@ -14,12 +14,14 @@ mod credentials;
 mod heartbeat;
 mod hold;
 mod join;
+mod proof;
 
 pub use cache::{Cache, Feed, Snapshot, Ways};
 pub use credentials::{Credentials, MemberDir};
 pub use heartbeat::{heartbeat, hostname};
 pub use hold::{Holding, hold};
-pub use join::{JoinError, Joiner, RootOfTrust, TokenSource};
+pub use join::{JoinError, Joiner, RootOfTrust};
+pub use proof::{ProofError, TokenSource};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

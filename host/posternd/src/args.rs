@@ -29,6 +29,8 @@ pub enum Command {
     ///
     /// It does so by itself when a file changes; this waits for the outcome.
     Reload(ReloadArgs),
+    /// Show the public key of a key pair for the join method bound_keypair, made where there is none yet.
+    JoinKey(JoinKeyArgs),
     /// A whole cluster on loopback in a throw-away directory, with a user who is logged in.
     Dev(DevArgs),
     /// For plugin authors: check a plugin's file, play sessions through it. Needs no cluster.
@@ -52,6 +54,13 @@ pub enum PluginCommand {
     ///   ]
     #[command(verbatim_doc_comment)]
     Run(PluginRunArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct JoinKeyArgs {
+    /// Where the private key is, or goes to: `key_file` in `join_params`. Its directory is made with mode 0700.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -8,6 +8,7 @@ mod check;
 mod daemon;
 mod dev;
 mod diag;
+mod join_key;
 mod lockfile;
 mod log;
 mod plugin;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         args::Command::Reload(a) => reload_command::run(&a),
         args::Command::Dev(a) => dev::run(&a),
         args::Command::Plugin(a) => plugin::run(&a),
+        args::Command::JoinKey(a) => join_key::run(&a),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 mod ansible;
 mod componentize;
 mod debian;
+mod npm;
 mod pypi;
 mod tools;
 mod wasm;
@@ -11,6 +12,7 @@ mod wasm;
 pub use ansible::ansible;
 pub use componentize::componentize_py;
 pub use debian::{Package, debian};
+pub use npm::oidc_provider;
 pub use tools::{cargo_deny, cargo_fuzz, nextest};
 pub use wasm::wasm_target;
 
@@ -21,7 +23,11 @@ pub fn everything() -> Result<()> {
     crate::sh::phase("setup");
     debian(Package::ALL)?;
     wasm_target()?;
-    for (name, path) in [("cargo-deny", cargo_deny()?), ("ansible", ansible()?)] {
+    for (name, path) in [
+        ("cargo-deny", cargo_deny()?),
+        ("ansible", ansible()?),
+        ("oidc-provider", oidc_provider()?),
+    ] {
         eprintln!("  {name}: {}", path.display());
     }
     if let Some(path) = componentize_py() {

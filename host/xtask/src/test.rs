@@ -15,6 +15,7 @@ pub fn run(args: Args) -> Result<()> {
     sh::phase("test: what it needs");
     setup::debian(setup::Package::TEST)?;
     let ansible = setup::ansible()?;
+    let oidc = setup::oidc_provider()?;
     let nextest = setup::nextest()?;
 
     sh::phase("test: plugins and programs");
@@ -34,7 +35,10 @@ pub fn run(args: Args) -> Result<()> {
     {
         test.arg("--workspace");
     }
-    sh::run(test.args(&args.args).env("POSTERN_TEST_ANSIBLE", ansible))?;
+    test.args(&args.args)
+        .env("POSTERN_TEST_ANSIBLE", ansible)
+        .env("POSTERN_TEST_OIDC_PROVIDER", oidc);
+    sh::run(&mut test)?;
     if !args.args.is_empty() {
         return Ok(());
     }

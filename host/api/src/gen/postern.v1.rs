@@ -45,6 +45,21 @@ pub struct JoinRequest {
     /// of posternd
     #[prost(string, tag = "12")]
     pub version: ::prost::alloc::string::String,
+    /// Join methods other than the token: which join token is meant, and what it asks for.
+    #[prost(string, tag = "13")]
+    pub token_name: ::prost::alloc::string::String,
+    /// a JWT of the token's issuer
+    #[prost(string, tag = "14")]
+    pub id_token: ::prost::alloc::string::String,
+    /// bound_keypair: Ed25519, 32 bytes
+    #[prost(bytes = "vec", tag = "16")]
+    pub bound_public_key: ::prost::alloc::vec::Vec<u8>,
+    /// bound_keypair, the first time, where no key was registered
+    #[prost(string, tag = "17")]
+    pub registration_secret: ::prost::alloc::string::String,
+    /// bound key over sha256("postern-bound-keypair-v1\n" || this message encoded with both signatures empty)
+    #[prost(bytes = "vec", tag = "18")]
+    pub bound_signature: ::prost::alloc::vec::Vec<u8>,
     /// host key over sha256("postern-join-v1\n" || this message encoded with signature empty)
     #[prost(bytes = "vec", tag = "15")]
     pub signature: ::prost::alloc::vec::Vec<u8>,
@@ -272,7 +287,7 @@ pub struct StatusResponse {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Empty {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTokenRequest {
     #[prost(string, repeated, tag = "1")]
     pub kinds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -285,13 +300,76 @@ pub struct CreateTokenRequest {
     /// 0: unlimited
     #[prost(uint32, tag = "4")]
     pub uses: u32,
+    /// DNS label
+    #[prost(string, tag = "7")]
+    pub name: ::prost::alloc::string::String,
+    /// Without one of these: a secret token. With one, the token has a name and no secret, and ttl_seconds 0 means for ever.
+    #[prost(oneof = "create_token_request::Method", tags = "5, 6")]
+    pub method: ::core::option::Option<create_token_request::Method>,
+}
+/// Nested message and enum types in `CreateTokenRequest`.
+pub mod create_token_request {
+    /// Without one of these: a secret token. With one, the token has a name and no secret, and ttl_seconds 0 means for ever.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Method {
+        #[prost(message, tag = "5")]
+        IdToken(super::IdTokenMethod),
+        #[prost(message, tag = "6")]
+        BoundKeypair(super::BoundKeypairMethod),
+    }
+}
+/// A host joins by an ID token that somebody else's issuer gave it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IdTokenMethod {
+    /// oidc | github | gitlab | kubernetes
+    #[prost(string, tag = "1")]
+    pub preset: ::prost::alloc::string::String,
+    /// URL; empty: the preset's
+    #[prost(string, tag = "2")]
+    pub issuer: ::prost::alloc::string::String,
+    /// empty: the cluster's name
+    #[prost(string, repeated, tag = "3")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// a token has to match one of them, in every claim
+    #[prost(message, repeated, tag = "4")]
+    pub must_match: ::prost::alloc::vec::Vec<StringMap>,
+    /// instead: every token of this issuer and audience
+    #[prost(bool, tag = "5")]
+    pub allow_any: bool,
+    /// empty: fetched from the issuer
+    #[prost(string, tag = "6")]
+    pub jwks_json: ::prost::alloc::string::String,
+    /// CAs of the issuer's HTTPS; empty: those of Auth's system
+    #[prost(string, tag = "7")]
+    pub ca_pem: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StringMap {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub values: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// A host joins by a key pair of its own, which outlives its data directory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BoundKeypairMethod {
+    /// OpenSSH line, ssh-ed25519; empty: the first host to show the secret registers its own
+    #[prost(string, tag = "1")]
+    pub public_key: ::prost::alloc::string::String,
+    /// how often a host may join with it again
+    #[prost(uint32, tag = "2")]
+    pub recoveries: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateTokenResponse {
+    /// secret token: the whole of it; bound_keypair without a key: the registration secret
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
+    /// 0: never
     #[prost(int64, tag = "2")]
     pub expires_unix: i64,
+    /// what people call it by
     #[prost(string, tag = "3")]
     pub id: ::prost::alloc::string::String,
 }

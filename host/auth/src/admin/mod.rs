@@ -1,18 +1,19 @@
 //! Administration: over the Unix socket in the data directory only, for whoever may open it. Every change is audited.
 
 mod objects;
+mod presets;
 mod remove;
+mod tokens;
 
-pub use remove::leave;
+pub use remove::{Gone, Removal, leave};
+pub use tokens::create_token;
 
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use globset::Glob;
 use postern_access::{Lock, Role};
 use postern_api::status::{reasons, refuse};
-use postern_api::token::JoinToken;
 use postern_api::v1::admin_service_server::AdminService;
 use postern_api::v1::{
     AuditEvent, AuditRequest, ClusterInfoResponse, CreateTokenRequest, CreateTokenResponse,
@@ -25,16 +26,13 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::audit_log::Filter;
 use crate::error::failed;
-use crate::join::token_record_ttl;
-use crate::kv::{KvError, KvExt, Txn};
+use crate::kv::{KvError, KvExt};
 use crate::login::hash_code;
-use crate::records::{
-    self, Agent, Announced, Code as OneTimeCode, Record, Token, User, load, role_key,
-};
+use crate::records::{self, Agent, Announced, Code as OneTimeCode, Record, User, load, role_key};
 use crate::state::Shared;
 use crate::time;
+use tokens::Created;
 
-const TOKEN_TTL: u64 = 30 * 60;
 const CODE_TTL: u64 = 60 * 60;
 /// Tokens and codes are handed around; none lives for ever.
 const MAX_TTL: u64 = 366 * 86_400;
@@ -69,22 +67,22 @@ impl AdminService for Admin {
         req: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
         let by = admin(&req);
-        let (token, record) = create_token(&self.0, req.into_inner()).await?;
+        let Created { token, secret } = create_token(&self.0, req.into_inner()).await?;
         let event = self
             .0
             .event("token.create")
-            .with("token", token.to_string())
-            .with("kinds", &record.kinds)
-            .with("names", &record.names)
-            .with("uses", record.uses)
-            .with("expires", time::rfc3339(record.expires_unix))
+            .with("token", token.label())
+            .with("method", token.method_word())
+            .with("kinds", &token.kinds)
+            .with("names", &token.names)
+            .with("uses", token.uses)
+            .with("expires", token.expires_unix.map(time::rfc3339))
             .with("admin_uid", by);
         self.0.record(event).await;
-        let reveal = token.reveal().to_string();
         Ok(Response::new(CreateTokenResponse {
-            token: reveal,
-            expires_unix: record.expires_unix,
-            id: record.id,
+            token: secret.to_string(),
+            expires_unix: token.expires_unix.unwrap_or(0),
+            id: token.id,
         }))
     }
 
@@ -367,60 +365,6 @@ impl Admin {
             state.cluster()
         )
     }
-}
-
-/// Stores a new token; the caller audits.
-pub async fn create_token(
-    state: &Shared,
-    req: CreateTokenRequest,
-) -> Result<(JoinToken, Token), Status> {
-    if req.kinds.is_empty() {
-        return Err(bad("a token needs at least one kind, e.g. --kinds ssh"));
-    }
-    for kind in &req.kinds {
-        check_label("kind", kind).map_err(|e| bad(e.to_string()))?;
-        if kind == "auth" || kind == "web" {
-            return Err(refuse(
-                Code::InvalidArgument,
-                reasons::RESERVED,
-                format!("the kind {kind:?} is reserved"),
-            ));
-        }
-    }
-    for name in &req.names {
-        if name.is_empty() || name.len() > 253 {
-            return Err(bad("a name has 1 to 253 characters"));
-        }
-        Glob::new(name).map_err(|e| bad(format!("name {name:?}: {e}")))?;
-    }
-    let now = time::now();
-    let expires_unix = now + ttl(req.ttl_seconds, TOKEN_TTL)?;
-    // Ids are short, for people; another try in the rare case that one is taken.
-    for _ in 0..8 {
-        let token = JoinToken::generate().map_err(|e| failed("create a token", e))?;
-        let record = Token {
-            id: token.id().to_owned(),
-            hash: token.hash(),
-            kinds: req.kinds.clone(),
-            names: req.names.clone(),
-            created_unix: now,
-            expires_unix,
-            uses: (req.uses > 0).then_some(req.uses),
-            used: 0,
-        };
-        let key = Token::key(&record.id);
-        let txn = Txn::new().expect(key.clone(), None).put_for(
-            key,
-            record.encode(),
-            token_record_ttl(&record, now),
-        );
-        match state.kv.commit(txn).await {
-            Ok(_) => return Ok((token, record)),
-            Err(KvError::Conflict { .. }) => {}
-            Err(e) => return Err(failed("store the token", e)),
-        }
-    }
-    Err(failed("create a token", "eight random ids were taken"))
 }
 
 fn ttl(asked: u64, default: u64) -> Result<i64, Status> {

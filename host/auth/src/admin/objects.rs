@@ -9,7 +9,9 @@ use tonic::Status;
 use super::bad;
 use crate::error::failed;
 use crate::kv::KvError;
-use crate::records::{Agent, Resource, Token, User, all, lock_host, lock_service};
+use crate::records::{
+    Agent, KeySource, Method, Resource, Token, User, all, lock_host, lock_service,
+};
 use crate::state::Shared;
 use crate::time::{self, rfc3339};
 
@@ -55,16 +57,31 @@ pub async fn list(state: &Shared, kind: &str) -> Result<Vec<Object>, Status> {
 }
 
 fn token(t: &Token) -> (String, Value) {
-    let expired = t.expires_unix <= time::now();
+    let expired = t.expires_unix.is_some_and(|at| at <= time::now());
     let used_up = t.uses.is_some_and(|uses| t.used >= uses);
-    let name = format!("pt_{}", t.id);
+    let name = t.label();
     let json = json!({
-        "id": name, "kinds": t.kinds, "names": t.names,
-        "created": rfc3339(t.created_unix), "expires": rfc3339(t.expires_unix),
+        "id": name, "method": t.method_word(), "proof": proof(&t.method), "kinds": t.kinds, "names": t.names,
+        "created": rfc3339(t.created_unix), "expires": t.expires_unix.map(rfc3339),
         "uses": t.uses, "used": t.used,
         "state": if expired { "expired" } else if used_up { "used up" } else { "valid" },
     });
     (name, json)
+}
+
+/// What a host has to show, without what is secret or long.
+fn proof(method: &Method) -> Value {
+    match method {
+        Method::Secret(_) => Value::Null,
+        Method::IdToken(m) => json!({
+            "issuer": m.issuer, "audiences": m.audiences, "admit": m.admit,
+            "keys": match m.keys { KeySource::Static(_) => "static", KeySource::Discovered { .. } => "fetched" },
+        }),
+        Method::BoundKeypair(b) => json!({
+            "public_key": b.public_key, "host_id": b.host_id,
+            "registration_expires": b.registration.as_ref().map(|r| rfc3339(r.expires_unix)),
+        }),
+    }
 }
 
 fn user(u: &User) -> (String, Value) {

@@ -25,13 +25,16 @@ pub async fn remove(state: &Shared, req: &RemoveRequest, by: Option<u32>) -> Res
     let (kind, name) = (req.kind.as_str(), req.name.as_str());
     let event = match kind {
         "token" => {
-            let id = name.strip_prefix("pt_").unwrap_or(name);
-            // A whole token was pasted: its id is meant, and its secret belongs into no message.
-            let id = id.split('_').next().unwrap_or(id);
-            delete(state, kind, &format!("pt_{id}"), Token::key(id)).await?;
-            state
-                .event("token.remove")
-                .with("token", format!("pt_{id}"))
+            let (id, label) = match name.strip_prefix("pt_") {
+                // A whole token was pasted: its id is meant, and its secret belongs into no message.
+                Some(rest) => {
+                    let id = rest.split('_').next().unwrap_or(rest);
+                    (id, format!("pt_{id}"))
+                }
+                None => (name, name.to_owned()),
+            };
+            delete(state, kind, &label, Token::key(id)).await?;
+            state.event("token.remove").with("token", label)
         }
         "role" => {
             delete(state, kind, name, role_key(name)).await?;
@@ -129,7 +132,7 @@ async fn try_remove_user(state: &Shared, name: &str) -> Result<bool, KvError> {
 /// A service leaves of itself: its record and its names go, the host's grant stays, and nothing is locked.
 pub async fn leave(state: &Shared, id: &AgentIdentity) -> Result<(), Status> {
     for _ in 0..ATTEMPTS {
-        match take_away(state, &id.host_id, Some(&id.service), Why::Left).await {
+        match take_away(state, &id.host_id, Some(&id.service), None).await {
             Ok(gone) => {
                 if !gone.is_empty() {
                     let event = state
@@ -151,15 +154,6 @@ pub async fn leave(state: &Shared, id: &AgentIdentity) -> Result<(), Status> {
     ))
 }
 
-/// Why an agent's record goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    /// An administrator removed it: its certificates must stop working at once.
-    Removed,
-    /// It said goodbye.
-    Left,
-}
-
 /// `<host_id>/<service>`, or `<host_id>` for everything of a host and its grant. Returns the services removed.
 async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status> {
     let (host_id, service) = name
@@ -170,8 +164,16 @@ async fn remove_agent(state: &Shared, name: &str) -> Result<Vec<String>, Status>
             "{e}; an agent is named <host id>/<service>, see: postern agents ls"
         ))
     })?;
+    let lock = Lock {
+        target: match service {
+            Some(service) => lock_service(host_id, service),
+            None => lock_host(host_id),
+        },
+        reason: "removed by an administrator".into(),
+        expires_unix: None,
+    };
     for _ in 0..ATTEMPTS {
-        match take_away(state, host_id, service, Why::Removed).await {
+        match take_away(state, host_id, service, Some(lock.clone())).await {
             Ok(removed) if removed.is_empty() => return Err(not_found("agent", name)),
             Ok(removed) => return Ok(removed),
             // A join or renewal came between.
@@ -190,67 +192,85 @@ async fn take_away(
     state: &Shared,
     host_id: &str,
     service: Option<&str>,
-    why: Why,
+    lock: Option<Lock>,
 ) -> Result<Vec<String>, AuthError> {
-    let agents = state.kv.range(vec![Agent::prefix(host_id)]).await?.entries;
-    let agents: Vec<At<Agent>> = agents.iter().map(decode).collect::<Result<_, _>>()?;
-    let others = agents
-        .iter()
-        .filter(|a| service.is_some_and(|s| a.value.service != s))
-        .count();
-    let gone: Vec<&At<Agent>> = agents
-        .iter()
-        .filter(|a| service.is_none_or(|s| a.value.service == s))
-        .collect();
-    let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
-    let mut removed: Vec<String> = gone.iter().map(|a| a.value.service.clone()).collect();
-    let whole_host = why == Why::Removed && (service.is_none() || others == 0);
-    if removed.is_empty() && !(service.is_none() && host.is_some()) {
+    let Some(removal) = Removal::of(state, host_id, service, lock).await? else {
         return Ok(Vec::new());
-    }
-    let target = match service {
-        Some(service) => lock_service(host_id, service),
-        None => lock_host(host_id),
     };
-    let mut txn = match why {
-        Why::Left => Txn::new(),
-        Why::Removed => {
-            let reason = "removed by an administrator".into();
-            let lock = Lock {
-                target,
-                reason,
-                expires_unix: None,
-            };
-            with_lock(Txn::new(), &lock)
+    state.kv.commit(removal.txn).await?;
+    Ok(removal.gone.forget(state))
+}
+
+/// What takes a host, or one of its services, off the records.
+pub struct Removal {
+    pub txn: Txn,
+    pub gone: Gone,
+}
+
+/// Who is off the records once the transaction holds.
+pub struct Gone {
+    host_id: String,
+    services: Vec<String>,
+}
+
+impl Removal {
+    /// With a lock, certificates stop working at once, and the last service of a host takes the grant along: nothing is
+    /// left that it was given for. Without, a service said goodbye. `None`: there is no such host or service.
+    pub async fn of(
+        state: &Shared,
+        host_id: &str,
+        service: Option<&str>,
+        lock: Option<Lock>,
+    ) -> Result<Option<Self>, AuthError> {
+        let agents = state.kv.range(vec![Agent::prefix(host_id)]).await?.entries;
+        let agents: Vec<At<Agent>> = agents.iter().map(decode).collect::<Result<_, _>>()?;
+        let is_gone = |a: &At<Agent>| service.is_none_or(|s| a.value.service == s);
+        let alone = agents.iter().all(is_gone);
+        let gone: Vec<&At<Agent>> = agents.iter().filter(|a| is_gone(a)).collect();
+        let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
+        if gone.is_empty() && !(service.is_none() && host.is_some()) {
+            return Ok(None);
         }
-    };
-    for agent in &gone {
-        let a = &agent.value;
-        let key = Agent::key(host_id, &a.service);
-        txn = txn
-            .expect(key.clone(), Some(agent.revision))
-            .delete(key)
-            .delete(Announced::key(host_id, &a.service));
+        let whole_host = lock.is_some() && (service.is_none() || alone);
+        let mut txn = lock.map_or_else(Txn::new, |lock| with_lock(Txn::new(), &lock));
+        for agent in &gone {
+            let a = &agent.value;
+            let key = Agent::key(host_id, &a.service);
+            txn = txn
+                .expect(key.clone(), Some(agent.revision))
+                .delete(key)
+                .delete(Announced::key(host_id, &a.service));
+        }
+        if let Some(host) = host.filter(|_| whole_host) {
+            txn = txn
+                .expect(Host::key(host_id), Some(host.revision))
+                .delete(Host::key(host_id));
+        }
+        let held = all::<Resource>(&state.kv).await?;
+        for resource in held.iter().filter(|r| r.value.held_by(host_id)) {
+            txn = release(txn, resource, host_id, service);
+        }
+        let services = gone.iter().map(|a| a.value.service.clone()).collect();
+        let host_id = host_id.to_owned();
+        Ok(Some(Removal {
+            txn,
+            gone: Gone { host_id, services },
+        }))
     }
-    // The last service of a host takes the grant along: nothing is left that it was given for.
-    if let Some(host) = host.filter(|_| whole_host) {
-        txn = txn
-            .expect(Host::key(host_id), Some(host.revision))
-            .delete(Host::key(host_id));
+}
+
+impl Gone {
+    /// Their heartbeats count no more. Returns what is gone, for people.
+    pub fn forget(mut self, state: &Shared) -> Vec<String> {
+        for service in &self.services {
+            state.inventory.forget(&AgentIdentity {
+                host_id: self.host_id.clone(),
+                service: service.clone(),
+            });
+        }
+        if self.services.is_empty() {
+            self.services.push("grant".into());
+        }
+        self.services
     }
-    let held = all::<Resource>(&state.kv).await?;
-    for resource in held.iter().filter(|r| r.value.held_by(host_id)) {
-        txn = release(txn, resource, host_id, service);
-    }
-    state.kv.commit(txn).await?;
-    for agent in &gone {
-        state.inventory.forget(&AgentIdentity {
-            host_id: host_id.to_owned(),
-            service: agent.value.service.clone(),
-        });
-    }
-    if removed.is_empty() {
-        removed.push("grant".into());
-    }
-    Ok(removed)
 }

@@ -8,7 +8,7 @@ use postern_api::status::reasons;
 use tonic::Code;
 
 use super::request::Ask;
-use crate::records::{Agent, Grant, Holder, Host, Resource, Token, lock_service};
+use crate::records::{Agent, Grant, Holder, Host, Method, Resource, Token, lock_service};
 use crate::time::{about, rfc3339, seconds};
 
 /// What is stored about the asker, as read before deciding.
@@ -30,6 +30,8 @@ pub enum TokenView {
     Malformed,
     /// No such id, or the secret is another.
     Unknown(String),
+    /// What was shown for it does not hold.
+    Refused(Refusal),
     Known(Token),
 }
 
@@ -53,6 +55,8 @@ pub struct Plan {
     pub token: Option<Token>,
     /// Records of the asked names, with the asker among the holders.
     pub claims: Vec<Resource>,
+    /// The host that the token's bound key served before: one key, one host.
+    pub replaces: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +162,11 @@ pub fn decide(ask: &Ask, view: &View, now: i64, rejoin_window: Duration) -> Deci
     }
     match admit(ask, view, now, rejoin_window) {
         Err(refusal) => Decision::Refuse(refusal),
-        Ok((grants, token)) => {
+        Ok(Admitted {
+            grants,
+            token,
+            replaces,
+        }) => {
             let renewal = generation != 0 && view.agent.is_some();
             Decision::Issue(Plan {
                 // Beyond what we know: this Auth was restored from a backup, the host was not.
@@ -170,22 +178,26 @@ pub fn decide(ask: &Ask, view: &View, now: i64, rejoin_window: Duration) -> Deci
                     None if renewal => Via::Renewal,
                     None => Via::Grant,
                 },
-                claims: claims(ask, view),
+                claims: claims(ask, view, replaces.as_deref()),
                 grants,
                 token,
+                replaces,
             })
         }
     }
 }
 
-/// The host's grants after this join, and the token if one had to be used. A token that adds nothing is not used up:
-/// every service of a host offers the same one.
-fn admit(
-    ask: &Ask,
-    view: &View,
-    now: i64,
-    rejoin_window: Duration,
-) -> Result<(Vec<Grant>, Option<Token>), Refusal> {
+/// Why a join is answered.
+struct Admitted {
+    /// The host's grants after this join.
+    grants: Vec<Grant>,
+    /// As it is after this join, if one had to be used. A token that adds nothing is not used up: every service of a host
+    /// offers the same one.
+    token: Option<Token>,
+    replaces: Option<String>,
+}
+
+fn admit(ask: &Ask, view: &View, now: i64, rejoin_window: Duration) -> Result<Admitted, Refusal> {
     let grants = view.host.as_ref().map_or(&[][..], |h| &h.grants);
     let lapsed = view.host.as_ref().and_then(|h| {
         let since = now - h.not_after_unix;
@@ -201,10 +213,16 @@ fn admit(
                 create_for(ask, false),
             ),
         )),
-        None => covered(ask, grants).and_then(|()| conflicts(ask, view, grants)),
+        None => covered(ask, grants).and_then(|()| conflicts(ask, view, grants, None)),
     };
     let refused = match by_grant {
-        Ok(()) => return Ok((grants.to_vec(), None)),
+        Ok(()) => {
+            return Ok(Admitted {
+                grants: grants.to_vec(),
+                token: None,
+                replaces: None,
+            });
+        }
         Err(refused) => refused,
     };
     let token = match &view.token {
@@ -218,15 +236,16 @@ fn admit(
                 ),
             ));
         }
-        TokenView::Unknown(id) => {
+        TokenView::Unknown(label) => {
             return Err(Refusal::denied(
                 reasons::TOKEN_INVALID,
                 format!(
-                    "token pt_{id} is unknown here, or its secret is wrong; create one with: {}",
+                    "token {label} is unknown here, or its secret is wrong; create one with: {}",
                     create_for(ask, false)
                 ),
             ));
         }
+        TokenView::Refused(refusal) => return Err(refusal.clone()),
         TokenView::Known(token) => token,
     };
     usable(ask, token, now)?;
@@ -242,24 +261,41 @@ fn admit(
     {
         widened.push(grant);
     }
-    token_covers(ask, token, &widened)?;
-    conflicts(ask, view, &widened)?;
-    let used = Token {
-        used: token.used.saturating_add(1),
-        ..token.clone()
+    let replaces = match &token.method {
+        Method::BoundKeypair(bound) => bound.host_id.clone().filter(|h| *h != ask.host_id),
+        _ => None,
     };
-    Ok((widened, Some(used)))
+    token_covers(ask, token, &widened)?;
+    conflicts(ask, view, &widened, replaces.as_deref())?;
+    Ok(Admitted {
+        grants: widened,
+        token: Some(spent(ask, token)),
+        replaces,
+    })
+}
+
+/// The token after this join.
+fn spent(ask: &Ask, token: &Token) -> Token {
+    let mut token = token.clone();
+    token.used = token.used.saturating_add(1);
+    if let Method::BoundKeypair(bound) = &mut token.method {
+        let shown = ask.named.as_ref().and_then(|n| n.bound_key.clone());
+        bound.public_key = shown.map(|key| key.0).or(bound.public_key.take());
+        bound.registration = None;
+        bound.host_id = Some(ask.host_id.clone());
+    }
+    token
 }
 
 fn usable(ask: &Ask, token: &Token, now: i64) -> Result<(), Refusal> {
-    if token.expires_unix <= now {
+    if let Some(expired) = token.expires_unix.filter(|at| *at <= now) {
         return Err(Refusal::denied(
             reasons::TOKEN_EXPIRED,
             format!(
-                "token pt_{} expired at {} ({} ago); create one with: {}",
-                token.id,
-                rfc3339(token.expires_unix),
-                about(now - token.expires_unix),
+                "token {} expired at {} ({} ago); create one with: {}",
+                token.label(),
+                rfc3339(expired),
+                about(now - expired),
                 create_for(ask, false),
             ),
         ));
@@ -268,9 +304,16 @@ fn usable(ask: &Ask, token: &Token, now: i64) -> Result<(), Refusal> {
         return Err(Refusal::denied(
             reasons::TOKEN_USED_UP,
             format!(
-                "token pt_{} is used up (it allowed {uses} {}); create one with: {}",
-                token.id,
-                if uses == 1 { "join" } else { "joins" },
+                "token {} is used up ({}); create one with: {}",
+                token.label(),
+                match (&token.method, uses) {
+                    (Method::BoundKeypair(_), _) => format!(
+                        "after its first join, its key allowed {} more",
+                        uses.saturating_sub(1)
+                    ),
+                    (_, 1) => "it allowed 1 join".to_owned(),
+                    _ => format!("it allowed {uses} joins"),
+                },
                 create_for(ask, false),
             ),
         ));
@@ -322,8 +365,8 @@ fn token_covers(ask: &Ask, token: &Token, grants: &[Grant]) -> Result<(), Refusa
         return Err(Refusal::denied(
             reasons::TOKEN_KIND,
             format!(
-                "token pt_{} does not cover kind {:?} (it covers: {}); create one with: {}",
-                token.id,
+                "token {} does not cover kind {:?} (it covers: {}); create one with: {}",
+                token.label(),
                 ask.kind,
                 list(token.kinds.iter().map(String::as_str)),
                 create_for(ask, false),
@@ -335,8 +378,8 @@ fn token_covers(ask: &Ask, token: &Token, grants: &[Grant]) -> Result<(), Refusa
         Some(name) => Err(Refusal::denied(
             reasons::TOKEN_NAME,
             format!(
-                "token pt_{} does not cover the name {name:?} (it covers: {}); create one with: {}",
-                token.id,
+                "token {} does not cover the name {name:?} (it covers: {}); create one with: {}",
+                token.label(),
                 list(token.names.iter().map(String::as_str)),
                 create_for(ask, true),
             ),
@@ -352,13 +395,20 @@ fn uncovered<'a>(ask: &'a Ask, grants: &[Grant]) -> Option<&'a str> {
 }
 
 /// A name belongs to the first host; another shares it only if a token of its own lists the name (D1).
-fn conflicts(ask: &Ask, view: &View, grants: &[Grant]) -> Result<(), Refusal> {
+/// What the `replaced` host holds will be free.
+fn conflicts(
+    ask: &Ask,
+    view: &View,
+    grants: &[Grant],
+    replaced: Option<&str>,
+) -> Result<(), Refusal> {
     if ask.is_proxy() {
         return Ok(());
     }
     let asked = |r: &&Resource| ask.names.binary_search(&r.name).is_ok();
     for resource in view.resources.iter().filter(asked) {
-        let Some(owner) = resource.holders.first() else {
+        let stays = |h: &&Holder| replaced != Some(h.host_id.as_str());
+        let Some(owner) = resource.holders.iter().find(stays) else {
             continue;
         };
         let shared = grants.iter().any(|g| g.lists(&ask.kind, &resource.name));
@@ -386,7 +436,7 @@ fn conflicts(ask: &Ask, view: &View, grants: &[Grant]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn claims(ask: &Ask, view: &View) -> Vec<Resource> {
+fn claims(ask: &Ask, view: &View, replaced: Option<&str>) -> Vec<Resource> {
     if ask.is_proxy() {
         return Vec::new();
     }
@@ -401,10 +451,15 @@ fn claims(ask: &Ask, view: &View) -> Vec<Resource> {
             name: name.clone(),
             holders: Vec::new(),
         });
-        if resource.holders.contains(&me) {
+        let before = resource.holders.len();
+        resource
+            .holders
+            .retain(|h| replaced != Some(h.host_id.as_str()));
+        if !resource.holders.contains(&me) {
+            resource.holders.push(me.clone());
+        } else if resource.holders.len() == before {
             return None;
         }
-        resource.holders.push(me.clone());
         Some(resource)
     };
     ask.names.iter().filter_map(claim).collect()

@@ -2,12 +2,14 @@
 //! that holds only if nothing it was decided on has changed. Whoever loses such a race decides anew.
 
 mod decide;
+mod proof;
 mod request;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use postern_access::Lock;
 use postern_api::status::{reasons, refuse};
@@ -17,15 +19,18 @@ use postern_identity::AgentIdentity;
 use prost::Message;
 use tonic::{Code, Status};
 
+use crate::admin::{Gone, Removal};
 use crate::error::{AuthError, internal};
 use crate::kv::{Entry, KvError, Txn};
 use crate::limits::network;
 use crate::records::{
-    Agent, At, Host, Record, Resource, Token, decode, lock_host, lock_key, lock_service,
+    Agent, At, Holder, Host, Record, Resource, ShownIdToken, Token, decode, load, lock_host,
+    lock_key, lock_service,
 };
 use crate::state::{Shared, with_lock};
 use crate::time;
-use decide::{Decision, Plan, Refusal, TokenView, View, decide};
+use decide::{Decision, Plan, Refusal, View, decide};
+use proof::Proof;
 use request::Ask;
 
 /// Lost races before giving up. Each lost one means that another join was answered.
@@ -80,8 +85,7 @@ enum Outcome {
 struct Read {
     host: Option<At<Host>>,
     agent: Option<At<Agent>>,
-    token: Option<At<Token>>,
-    token_view: TokenView,
+    proof: Proof,
     locks: Vec<Lock>,
     /// Of the asked names, and of those held so far.
     resources: Vec<(String, Option<At<Resource>>)>,
@@ -93,10 +97,7 @@ async fn attempt(state: &Shared, ask: &Ask) -> Result<Outcome, AuthError> {
         locks: read.locks.clone(),
         host: read.host.as_ref().map(|h| h.value.clone()),
         agent: read.agent.as_ref().map(|a| a.value.clone()),
-        token: match &read.token {
-            Some(token) => TokenView::Known(token.value.clone()),
-            None => read.token_view.clone(),
-        },
+        token: read.proof.view.clone(),
         resources: asked_resources(ask, &read),
     };
     match decide(ask, &view, time::now(), state.opts.rejoin_window) {
@@ -134,26 +135,15 @@ async fn read(state: &Shared, ask: &Ask) -> Result<Read, AuthError> {
             lock_service(&ask.host_id, &ask.service),
         ])
         .await?;
-    let mut keys = vec![
+    let keys = vec![
         Host::key(&ask.host_id),
         Agent::key(&ask.host_id, &ask.service),
     ];
-    if let Some(Ok(token)) = &ask.token {
-        keys.push(Token::key(token.id()));
-    }
     let entries = state.kv.get_many(keys).await?;
     let mut entries = entries.into_iter();
     let host = optional::<Host>(entries.next().flatten())?;
     let agent = optional::<Agent>(entries.next().flatten())?;
-    let stored_token = optional::<Token>(entries.next().flatten())?;
-    let (token, token_view) = match (&ask.token, stored_token) {
-        (None, _) => (None, TokenView::None),
-        (Some(Err(())), _) => (None, TokenView::Malformed),
-        (Some(Ok(given)), Some(stored)) if given.matches(&stored.value.hash) => {
-            (Some(stored), TokenView::None)
-        }
-        (Some(Ok(given)), _) => (None, TokenView::Unknown(given.id().to_owned())),
-    };
+    let proof = proof::shown(state, ask).await?;
     let mut keys: Vec<String> = Vec::new();
     if !ask.is_proxy() {
         keys.extend(ask.names.iter().map(|name| Resource::key(&ask.kind, name)));
@@ -178,8 +168,7 @@ async fn read(state: &Shared, ask: &Ask) -> Result<Read, AuthError> {
     Ok(Read {
         host,
         agent,
-        token,
-        token_view,
+        proof,
         locks: locks.into_iter().collect(),
         resources,
     })
@@ -218,6 +207,10 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
         trust_json: String::new(),
         not_after_unix: certificates.not_after_unix,
     };
+    let (txn, replaced) = match &plan.replaces {
+        Some(host_id) => replace(state, host_id, &plan).await?,
+        None => (Txn::new(), None),
+    };
     let now = time::now();
     let host = Host {
         host_id: ask.host_id.clone(),
@@ -246,19 +239,27 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
         Host::key(&ask.host_id),
         Agent::key(&ask.host_id, &ask.service),
     );
-    let mut txn = Txn::new()
+    let mut txn = txn
         .expect(lock_key(&lock_host(&ask.host_id)), None)
         .expect(lock_key(&lock_service(&ask.host_id, &ask.service)), None)
         .expect(host_key.clone(), read.host.as_ref().map(|h| h.revision))
         .expect(agent_key.clone(), read.agent.as_ref().map(|a| a.revision))
         .put(host_key, host.encode())
         .put(agent_key, agent.encode());
-    if let (Some(used), Some(stored)) = (&plan.token, &read.token) {
-        let ttl = token_record_ttl(used, now);
-        let key = Token::key(&used.id);
-        txn = txn
-            .expect(key.clone(), Some(stored.revision))
-            .put_for(key, used.encode(), ttl);
+    if let (Some(used), Some(stored)) = (&plan.token, &read.proof.stored) {
+        let txn_expecting = txn.expect(Token::key(&used.id), Some(stored.revision));
+        txn = put_token(txn_expecting, used, now);
+        if let Some(shown) = &read.proof.id_token {
+            let by = ShownIdToken {
+                host_id: ask.host_id.clone(),
+            };
+            let left = u64::try_from(shown.until.saturating_sub(now)).unwrap_or(0);
+            txn = txn.expect(shown.key.clone(), shown.revision).put_for(
+                shown.key.clone(),
+                by.encode(),
+                Duration::from_secs(left.max(1)),
+            );
+        }
     }
     let mut claims: BTreeMap<String, &Resource> = plan
         .claims
@@ -279,11 +280,27 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
                 txn.expect(key.clone(), revision)
             }
             // Served until now and asked for no more.
-            (None, Some(held)) => release(txn, held, &ask.host_id, Some(&ask.service)),
+            (None, Some(held)) => {
+                let mut held = held.clone();
+                // Released above already, where it held the name too.
+                let stays = |h: &Holder| plan.replaces.as_ref() != Some(&h.host_id);
+                held.value.holders.retain(stays);
+                release(txn, &held, &ask.host_id, Some(&ask.service))
+            }
             (None, None) => txn,
         };
     }
     state.kv.commit(txn).await?;
+    if let Some(gone) = replaced {
+        let host_id = plan.replaces.as_deref().unwrap_or_default();
+        let event = state
+            .event(names::AGENT_REPLACED)
+            .with("host_id", host_id)
+            .with("by", &ask.host_id)
+            .with("services", gone.forget(state))
+            .with("token", plan.token.as_ref().map(Token::label));
+        state.record(event).await;
+    }
     response.trust_json = state.authority.trust_json();
     let event = state
         .event(names::AGENT_JOIN)
@@ -292,7 +309,8 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
         .with("kind", &ask.kind)
         .with("names", &ask.names)
         .with("via", plan.via.name())
-        .with("token", plan.token.as_ref().map(|t| format!("pt_{}", t.id)))
+        .with("token", plan.token.as_ref().map(Token::label))
+        .with("method", plan.token.as_ref().map(Token::method_word))
         .with("generation", plan.generation)
         .with("not_after", time::rfc3339(response.not_after_unix));
     Ok(Outcome::Joined(response, Some(event)))
@@ -317,14 +335,44 @@ pub fn release(txn: Txn, held: &At<Resource>, host_id: &str, service: Option<&st
     }
 }
 
-/// How long a token's record is kept: a week longer than the token, so that a late join hears that it expired.
-pub fn token_record_ttl(token: &Token, now: i64) -> std::time::Duration {
-    let left = token
-        .expires_unix
+/// What takes the host off the records that the token's bound key served before: a lost disk, or a copied key. Its
+/// certificates stop working, so that only one of the two goes on.
+async fn replace(
+    state: &Shared,
+    host_id: &str,
+    plan: &Plan,
+) -> Result<(Txn, Option<Gone>), AuthError> {
+    let token = plan.token.as_ref().map(Token::label).unwrap_or_default();
+    let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
+    let lock = Lock {
+        target: lock_host(host_id),
+        reason: format!("another host has joined with its key pair (token {token})"),
+        // Afterwards its certificates are dead by themselves.
+        expires_unix: host
+            .and_then(|h| u64::try_from(h.value.not_after_unix).ok())
+            .map(|at| at.saturating_add(60)),
+    };
+    // Nobody has locked it meanwhile: that was looked at before.
+    let unlocked = |txn: Txn| txn.expect(lock_key(&lock_host(host_id)), None);
+    let removal = Removal::of(state, host_id, None, Some(lock)).await?;
+    Ok(match removal {
+        Some(r) => (unlocked(r.txn), Some(r.gone)),
+        None => (unlocked(Txn::new()), None),
+    })
+}
+
+/// Stores a token. Its record is kept a week longer than the token, so that a late join hears that it expired.
+pub fn put_token(txn: Txn, token: &Token, now: i64) -> Txn {
+    let key = Token::key(&token.id);
+    let Some(expires) = token.expires_unix else {
+        return txn.put(key, token.encode());
+    };
+    let left = expires
         .saturating_sub(now)
         .max(0)
         .saturating_add(7 * 86_400);
-    std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0))
+    let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
+    txn.put_for(key, token.encode(), left)
 }
 
 /// Audits a refusal and words it. Strangers who fail too often are not worth a line in the log each.
@@ -364,7 +412,8 @@ async fn refused(
         .token
         .parse::<postern_api::token::JoinToken>()
         .ok()
-        .map(|t| t.to_string());
+        .map(|t| t.to_string())
+        .or_else(|| (!req.token_name.is_empty()).then(|| cut(&req.token_name)));
     let mut event = state
         .event(name)
         .with("host_id", &host_id)

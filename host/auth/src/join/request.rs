@@ -1,5 +1,6 @@
 //! A join request after everything was checked that needs no state: form, cluster, names, signature.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -10,6 +11,7 @@ use postern_api::v1::JoinRequest;
 use postern_identity::{ResourceId, auth_dns, check_label, proxy_dns};
 use prost::Message;
 use tonic::Code;
+use zeroize::Zeroizing;
 
 use super::decide::Refusal;
 
@@ -29,6 +31,8 @@ pub struct Ask {
     /// Sorted, each once.
     pub names: Vec<String>,
     pub token: Option<Result<JoinToken, ()>>,
+    /// A join token without a secret of its own, and what is shown for it.
+    pub named: Option<Named>,
     /// Hex.
     pub nonce: String,
     pub generation: u64,
@@ -39,6 +43,30 @@ pub struct Ask {
     /// What is asked for, hex: the same nonce must come with the same digest.
     pub digest: String,
 }
+
+/// What a host shows for a token that has a name instead of a secret. Not checked yet, but for the bound key's
+/// signature.
+#[derive(Debug, Clone)]
+pub struct Named {
+    pub token: String,
+    pub id_token: Option<Shown>,
+    pub bound_key: Option<BoundKey>,
+    pub registration: Option<Shown>,
+}
+
+/// A secret as it was shown; not for logs.
+#[derive(Clone)]
+pub struct Shown(pub Zeroizing<String>);
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown(…)")
+    }
+}
+
+/// The public key, hex; the asker has its private half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundKey(pub String);
 
 impl Ask {
     /// `req` has to be signed by its host.
@@ -115,12 +143,14 @@ impl Ask {
             ));
         }
         let token = (!req.token.is_empty()).then(|| req.token.parse().map_err(|_| ()));
+        let named = named(req)?;
         Ok(Ask {
             host_id,
             service: req.service.clone(),
             kind: req.kind.clone(),
             names,
             token,
+            named,
             nonce: hex::encode(&req.nonce),
             generation: req.generation,
             spki: req.spki.clone(),
@@ -136,11 +166,42 @@ impl Ask {
     }
 }
 
-/// Of everything that decides what the certificates say. Not of the time, and not of the token: it may be another
-/// one when the host asks again.
+fn named(req: &JoinRequest) -> Result<Option<Named>, Refusal> {
+    if req.token_name.is_empty() {
+        return Ok(None);
+    }
+    let bad = |message: String| Refusal::new(Code::InvalidArgument, reasons::BAD_REQUEST, message);
+    check_label("token name", &req.token_name).map_err(|e| bad(e.to_string()))?;
+    let shown = |text: &String| (!text.is_empty()).then(|| Shown(text.clone().into()));
+    let bound_key = if req.bound_public_key.is_empty() {
+        None
+    } else if join::bound_key_signed(req) {
+        Some(BoundKey(hex::encode(&req.bound_public_key)))
+    } else {
+        return Err(Refusal::new(
+            Code::Unauthenticated,
+            reasons::BAD_SIGNATURE,
+            "the bound key's signature on the request does not hold",
+        ));
+    };
+    Ok(Some(Named {
+        token: req.token_name.clone(),
+        id_token: shown(&req.id_token),
+        bound_key,
+        registration: shown(&req.registration_secret),
+    }))
+}
+
+/// Of everything that decides what the certificates say. Not of the time, and not of what is shown for a token: it may
+/// be another one when the host asks again.
 fn asked(req: &JoinRequest) -> String {
     let what = JoinRequest {
         token: String::new(),
+        token_name: String::new(),
+        id_token: String::new(),
+        bound_public_key: Vec::new(),
+        registration_secret: String::new(),
+        bound_signature: Vec::new(),
         signed_at_unix: 0,
         signature: Vec::new(),
         version: String::new(),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::decide::{Decision, TokenView, View, decide};
 use super::request::Ask;
-use crate::records::{Agent, Grant, Holder, Host, Resource, Token};
+use crate::records::{Agent, BoundKeypair, Grant, Holder, Host, Method, Resource, Token};
 
 const NOW: i64 = 1_800_000_000;
 const WINDOW: Duration = Duration::from_secs(7 * 86_400);
@@ -18,6 +18,7 @@ fn ask(kind: &str, names: &[String], generation: u64, nonce: &str) -> Ask {
         kind: kind.into(),
         names: names.to_vec(),
         token: None,
+        named: None,
         nonce: nonce.into(),
         generation,
         spki: vec![],
@@ -52,8 +53,19 @@ fn grant() -> impl Strategy<Value = Grant> {
 }
 
 prop_compose! {
-    fn token()(kinds in kinds(), names in patterns(), age in -100i64..100, uses in proptest::option::of(0u32..3), used in 0u32..3) -> Token {
-        Token { id: "3f9a".into(), hash: String::new(), kinds, names, created_unix: 0, expires_unix: NOW + age, uses, used }
+    fn token()(
+        kinds in kinds(),
+        names in patterns(),
+        age in proptest::option::of(-100i64..100),
+        uses in proptest::option::of(0u32..3),
+        used in 0u32..3,
+        bound in proptest::option::of(proptest::option::of("(me|you)")),
+    ) -> Token {
+        let method = match bound {
+            None => Method::Secret(String::new()),
+            Some(host_id) => Method::BoundKeypair(BoundKeypair { host_id, public_key: Some("k".into()), registration: None }),
+        };
+        Token { id: "3f9a".into(), method, kinds, names, created_unix: 0, expires_unix: age.map(|age| NOW + age), uses, used }
     }
 }
 
@@ -100,18 +112,27 @@ proptest! {
         match decide(&ask, &view, NOW, WINDOW) {
             Decision::Issue(plan) => {
                 let usable = match &view.token {
-                    TokenView::Known(t) => t.expires_unix > NOW && t.uses.is_none_or(|u| t.used < u),
+                    TokenView::Known(t) => t.expires_unix.is_none_or(|at| at > NOW) && t.uses.is_none_or(|u| t.used < u),
                     _ => false,
                 };
                 match &plan.token {
                     None => {
                         prop_assert_eq!(&plan.grants, &stored, "grants grow by tokens only");
                         prop_assert!(!lapsed);
+                        prop_assert!(plan.replaces.is_none());
                     }
                     Some(token) => {
                         prop_assert!(usable);
                         let TokenView::Known(before) = &view.token else { unreachable!() };
                         prop_assert_eq!(token.used, before.used + 1);
+                        let bound_before = match &before.method {
+                            Method::BoundKeypair(b) => b.host_id.clone(),
+                            _ => None,
+                        };
+                        prop_assert_eq!(&plan.replaces, &bound_before.filter(|h| h != "me"), "one key, one host");
+                        if let Method::BoundKeypair(b) = &token.method {
+                            prop_assert_eq!(b.host_id.as_deref(), Some("me"));
+                        }
                         prop_assert!(plan.grants.starts_with(&stored) && plan.grants.len() <= stored.len() + 1);
                     }
                 }
@@ -119,7 +140,9 @@ proptest! {
                 for name in &names {
                     prop_assert!(plan.grants.iter().any(|g| g.covers(&kind, name)), "{name} is not covered");
                     let held = view.resources.iter().find(|r| r.name == *name);
-                    if held.is_some_and(|r| !r.held_by("me")) {
+                    let gone = plan.replaces.is_some();
+                    prop_assert!(!gone || plan.claims.iter().all(|c| !c.held_by("you")));
+                    if held.is_some_and(|r| !r.held_by("me")) && !gone {
                         prop_assert!(plan.grants.iter().any(|g| g.lists(&kind, name)), "{name} was taken");
                     }
                     if held.is_none_or(|r| !r.held_by("me")) {

@@ -133,6 +133,7 @@ async fn bad_input_is_refused_with_the_reason() {
         names: strings(names),
         ttl_seconds: ttl,
         uses: 0,
+        ..Default::default()
     };
     for (request, says) in [
         (token(&[], &[], 0), "at least one kind"),

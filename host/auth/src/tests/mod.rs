@@ -2,7 +2,9 @@
 
 mod admin;
 mod agents;
+mod issuer;
 mod joining;
+mod methods;
 mod server;
 mod users;
 
@@ -133,6 +135,7 @@ impl Lab {
             names: strings(names),
             ttl_seconds: 0,
             uses,
+            ..Default::default()
         };
         self.admin()
             .create_token(request)

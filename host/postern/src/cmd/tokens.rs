@@ -5,10 +5,12 @@ use crate::cli::Global;
 use crate::failure::Failure;
 use crate::{out, rpc, when};
 use clap::{Args, Subcommand};
+use method::{Method, MethodArgs};
 use postern_api::v1::{ClusterInfoResponse, CreateTokenRequest, CreateTokenResponse, Empty};
 use serde_json::Value;
 use std::time::Duration;
 
+mod method;
 mod snippet;
 
 /// Join tokens, with which hosts join the cluster (on the Auth host)
@@ -36,7 +38,10 @@ enum Command {
 Examples:
   postern tokens create --kinds ssh
   postern tokens create --kinds ssh,tcp --names 'web-*,orders' --ttl 30m --uses 1
-  postern tokens create --kinds ssh --quiet > /etc/postern/token")]
+  postern tokens create --kinds ssh --quiet > /etc/postern/token
+  postern tokens create --kinds ssh --name ci --method github --must-match repository=acme/shop,ref=refs/heads/main
+  postern tokens create --kinds ssh --name pods --method kubernetes --jwks jwks.json --must-match sub=system:serviceaccount:web:agent
+  postern tokens create --kinds ssh --name edge-1 --method bound_keypair --recoveries 3")]
 struct CreateArgs {
     /// Kinds of resource that a host may serve with it: ssh, tcp, …
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', required = true)]
@@ -45,21 +50,23 @@ struct CreateArgs {
     /// [default: any name that no host has yet]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     names: Vec<String>,
-    /// How long it can be used
-    #[arg(long, value_name = "TIME", value_parser = when::parse_ttl, default_value = "30m")]
-    ttl: Duration,
+    /// How long it can be used [default: 30m; without a secret: for ever]
+    #[arg(long, value_name = "TIME", value_parser = when::parse_ttl)]
+    ttl: Option<Duration>,
     /// How often it can be used [default: without limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     uses: Option<u32>,
     /// Print the token alone
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    method: MethodArgs,
 }
 
 const KIND: Kind = Kind {
     word: "token",
     head: &[
-        "TOKEN", "KINDS", "NAMES", "USED", "STATE", "CREATED", "EXPIRES",
+        "TOKEN", "METHOD", "KINDS", "NAMES", "USED", "STATE", "CREATED", "EXPIRES",
     ],
     row,
     none: "There are no tokens. Make one with: postern tokens create --kinds ssh",
@@ -74,12 +81,16 @@ fn row(token: &Object) -> Vec<String> {
     };
     vec![
         token.name.clone(),
+        token.text("method"),
         token.text("kinds"),
         names(&token.text("names")),
         uses,
         token.text("state"),
         token.time("created"),
-        token.time("expires"),
+        match token.time("expires").as_str() {
+            "-" => "never".to_owned(),
+            time => time.to_owned(),
+        },
     ]
 }
 
@@ -100,11 +111,16 @@ pub async fn run(global: &Global, args: TokensArgs) -> Result<(), Failure> {
     }
 }
 
-/// Whoever pastes a whole token means its public id; the secret goes nowhere.
+/// Whoever pastes a whole token means its public id; the secret goes nowhere. Hex digits alone are an id, all else is the
+/// name of a token without a secret.
 fn public_id(mut common: Common) -> Common {
     if let Common::Get(arg) | Common::Rm(arg) = &mut common {
-        let id = arg.name.strip_prefix("pt_").unwrap_or(&arg.name);
-        arg.name = format!("pt_{}", id.split('_').next().unwrap_or(id));
+        let id = match arg.name.strip_prefix("pt_") {
+            Some(rest) => rest.split('_').next().unwrap_or(rest),
+            None if arg.name.bytes().all(|b| b.is_ascii_hexdigit()) => &arg.name,
+            None => return common,
+        };
+        arg.name = format!("pt_{id}");
     }
     common
 }
@@ -114,18 +130,21 @@ async fn create(global: &Global, admin: &AdminArgs, args: CreateArgs) -> Result<
     let request = CreateTokenRequest {
         kinds: args.kinds.clone(),
         names: args.names.clone(),
-        ttl_seconds: args.ttl.as_secs(),
+        ttl_seconds: args.ttl.map_or(0, |ttl| ttl.as_secs()),
         uses: args.uses.unwrap_or(0),
+        method: args.method.request()?,
+        name: args.method.name.clone().unwrap_or_default(),
     };
     let token = rpc::call(admin::VIA, client.create_token(request)).await?;
     if args.quiet && !global.json {
         return out::say(&token.token);
     }
     let cluster = rpc::call(admin::VIA, client.cluster_info(Empty {})).await?;
-    let config = snippet::config(&cluster, &token.token, &args.kinds, &args.names);
+    let join_params = args.join_params(&token.token);
+    let config = snippet::config(&cluster, &join_params, &args.kinds, &args.names);
     if global.json {
         return out::json(&serde_json::json!({
-            "token": token.token, "id": token.id, "expires_unix": token.expires_unix, "kinds": args.kinds, "names": args.names, "uses": args.uses,
+            "token": token.token, "method": args.method.method.word(), "id": token.id, "expires_unix": token.expires_unix, "kinds": args.kinds, "names": args.names, "uses": args.uses,
             "cluster": cluster.cluster, "proxy": snippet::proxy(&cluster), "ca_pins": cluster.ca_pins, "config": config,
         }));
     }
@@ -140,6 +159,7 @@ fn text(
     now: i64,
 ) -> String {
     let uses = match args.uses {
+        None if args.method.method == Method::BoundKeypair => "one host".to_owned(),
         None => "any number of hosts".to_owned(),
         Some(1) => "one use".to_owned(),
         Some(n) => format!("{n} uses"),
@@ -149,13 +169,27 @@ fn text(
     } else {
         format!("names {}", args.names.join(", "))
     };
+    let scope = format!("kinds {}; {names}; {uses}", args.kinds.join(", "));
+    let until = match token.expires_unix {
+        0 => String::new(),
+        at => format!("; until {} ({})", when::local(at), when::relative(now, at)),
+    };
+    let first = match args.method.method {
+        Method::Token => format!(
+            "Token for cluster {}, shown this once: {scope}{until}.\n\n  {}\n",
+            cluster.cluster, token.token
+        ),
+        Method::BoundKeypair if !token.token.is_empty() => format!(
+            "Token {} for cluster {}: {scope}.\nThe first host to show this registration secret registers its key pair; it is shown this once:\n\n  {}\n",
+            token.id, cluster.cluster, token.token
+        ),
+        _ => format!(
+            "Token {} for cluster {}: {scope}{until}. It has no secret.\n",
+            token.id, cluster.cluster
+        ),
+    };
     format!(
-        "Token for cluster {}, shown this once: kinds {}; {names}; {uses}; until {} ({}).\n\n  {}\n\nOn the host that joins, as /etc/postern/postern.toml, then: posternd start -c /etc/postern/postern.toml\n\n{config}",
-        cluster.cluster,
-        args.kinds.join(", "),
-        when::local(token.expires_unix),
-        when::relative(now, token.expires_unix),
-        token.token,
+        "{first}\nOn the host that joins, as /etc/postern/postern.toml, then: posternd start -c /etc/postern/postern.toml\n\n{config}"
     )
 }
 
@@ -168,7 +202,7 @@ mod tests {
     #[test]
     fn a_token_in_the_list() {
         let value = json!({
-            "id": "pt_3f9a", "kinds": ["ssh"], "names": [], "uses": 3, "used": 1, "state": "valid",
+            "id": "pt_3f9a", "method": "token", "kinds": ["ssh"], "names": [], "uses": 3, "used": 1, "state": "valid",
             "created": "1970-01-01T00:14:40Z", "expires": "1970-01-01T00:44:40Z",
         });
         let token = Object {
@@ -179,8 +213,8 @@ mod tests {
         assert_eq!(
             out::table(KIND.head, [row(&token)]),
             "\
-TOKEN    KINDS  NAMES    USED    STATE  CREATED    EXPIRES
-pt_3f9a  ssh    any new  1 of 3  valid  2 min ago  in 28 min
+TOKEN    METHOD  KINDS  NAMES    USED    STATE  CREATED    EXPIRES
+pt_3f9a  token   ssh    any new  1 of 3  valid  2 min ago  in 28 min
 "
         );
     }
@@ -195,5 +229,11 @@ pt_3f9a  ssh    any new  1 of 3  valid  2 min ago  in 28 min
             };
             assert_eq!(arg.name, "pt_3f9a");
         }
+        let Common::Rm(arg) = public_id(Common::Rm(NameArg {
+            name: "edge-1".into(),
+        })) else {
+            panic!("not rm")
+        };
+        assert_eq!(arg.name, "edge-1");
     }
 }

@@ -158,6 +158,7 @@ impl Lab {
             names: names.clone(),
             ttl_seconds: 600,
             uses: 1,
+            ..Default::default()
         };
         let token = self
             .admin()

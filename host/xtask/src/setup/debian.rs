@@ -47,6 +47,19 @@ impl Package {
         proof: "pip3",
     };
 
+    pub const CURL: Package = Package {
+        name: "curl",
+        proof: "curl",
+    };
+    pub const NODE: Package = Package {
+        name: "nodejs",
+        proof: "node",
+    };
+    pub const NPM: Package = Package {
+        name: "npm",
+        proof: "npm",
+    };
+
     pub const DEMO: &[Package] = &[Self::SSH, Self::SFTP_SERVER, Self::IP, Self::IPTABLES];
     pub const TEST: &[Package] = &[
         Self::SSH,
@@ -56,6 +69,9 @@ impl Package {
         Self::IPTABLES,
         Self::PYTHON,
         Self::PIP,
+        Self::CURL,
+        Self::NODE,
+        Self::NPM,
     ];
     pub const BENCH: &[Package] = &[Self::SSH, Self::SSHD, Self::SFTP_SERVER];
     pub const ALL: &[Package] = &[
@@ -67,6 +83,9 @@ impl Package {
         Self::IPTABLES,
         Self::PYTHON,
         Self::PIP,
+        Self::CURL,
+        Self::NODE,
+        Self::NPM,
     ];
 
     fn is_there(&self) -> bool {

@@ -12,18 +12,15 @@ pub fn proxy(cluster: &ClusterInfoResponse) -> String {
     }
 }
 
-/// TOML for `posternd`.
+/// TOML for `posternd`; `join_params` as a value of it.
 pub fn config(
     cluster: &ClusterInfoResponse,
-    token: &str,
+    join_params: &str,
     kinds: &[String],
     names: &[String],
 ) -> String {
     let pins: Vec<String> = cluster.ca_pins.iter().map(|p| quote(p)).collect();
-    let join = format!(
-        "join_params = {{ method = \"token\", token = {} }}\n",
-        quote(token)
-    );
+    let join = format!("join_params = {join_params}\n");
     let mut text = format!("version = 1\ncluster = {}\n", quote(&cluster.cluster));
     if kinds.iter().any(|k| k == "proxy") {
         text += &format!(
@@ -92,7 +89,7 @@ mod tests {
         assert_eq!(
             config(
                 &cluster(),
-                "pt_3f9a_x",
+                "{ method = \"token\", token = \"pt_3f9a_x\" }",
                 &words(&["ssh", "tcp"]),
                 &words(&["web-*", "orders"])
             ),
@@ -128,7 +125,7 @@ labels = { env = "test" }
             &["tcp", "proxy", "postgres"],
             &["*"],
         ] {
-            let text = config(&cluster(), "pt_\"x", &words(kinds), &[]);
+            let text = config(&cluster(), "{ method = \"x\" }", &words(kinds), &[]);
             assert!(text.parse::<toml::Table>().is_ok(), "{text}");
         }
     }
