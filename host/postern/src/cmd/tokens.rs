@@ -27,7 +27,7 @@ pub struct TokensArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     #[command(flatten)]
     Common(Common),
 }
@@ -104,7 +104,7 @@ fn names(listed: &str) -> String {
 
 pub async fn run(global: &Global, args: TokensArgs) -> Result<(), Failure> {
     match args.command {
-        Command::Create(create_args) => create(global, &args.admin, create_args).await,
+        Command::Create(create_args) => create(global, &args.admin, *create_args).await,
         Command::Common(common) => {
             admin::common(global.json, &args.admin, &KIND, public_id(common)).await
         }
