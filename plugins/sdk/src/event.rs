@@ -61,11 +61,11 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// `text` is the beginning of something that is `whole` bytes long.
-    pub fn new(text: &str, whole: usize) -> Self {
+    /// `of`: the length of the text of which this is the beginning.
+    pub fn new(text: &str, of: Option<usize>) -> Self {
         Cut {
             json: json(text),
-            whole: (whole > text.len()).then_some(whole as u64),
+            whole: of.map(|bytes| bytes as u64),
         }
     }
 }
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn fields_are_json_documents() {
         let event = Event::new("session.query")
-            .cut("sql", &Cut::new("select \"a\"", 10))
-            .cut("comment", &Cut::new("ab", 7))
+            .cut("sql", &Cut::new("select \"a\"", None))
+            .cut("comment", &Cut::new("ab", Some(7)))
             .number("rows", 3)
             .mark("cut", true)
             .mark("lost", false)
