@@ -27,11 +27,12 @@ impl Sql {
     }
 }
 
-/// Reads SQL. `seen` is what there is of it so far, `len` how long it can be; a zero byte ends it.
+/// Reads SQL. `seen` is what there is of it so far, `len` how long it is together with the zero byte that ends it.
 pub fn sql(seen: &[u8], len: usize) -> Rc<Sql> {
     let end = seen.iter().position(|b| *b == 0);
     let (text, len) = match end {
         Some(end) => (&seen[..end], end),
+        None if seen.len() < len => (seen, len - 1),
         None => (seen, len),
     };
     let shown = beginning(text, MOST_SQL);

@@ -14,6 +14,8 @@ mod session;
 mod settings;
 mod startup;
 mod statements;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 use login::{Login, Next};

@@ -78,7 +78,9 @@ impl Session {
             }
             b'P' => {
                 let (name, rest) = name(body, "Parse")?;
-                let sql = audit::sql(rest, body_len - (body.len() - rest.len()));
+                // Behind it is the number of types that the client gives, most often none.
+                let len = body_len - (body.len() - rest.len());
+                let sql = audit::sql(rest, len.saturating_sub(2));
                 self.pending.sent_parse(key(name), &sql)
             }
             b'B' => {
