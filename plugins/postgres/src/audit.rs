@@ -3,7 +3,7 @@
 use crate::redact::redact;
 use crate::wire;
 use postern_sdk::AuditEvent;
-use postern_sdk::event::{Cut, Event, beginning, json};
+use postern_sdk::event::{Cut, Event, PARAMETERS, beginning, json};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -80,7 +80,7 @@ impl Bound<'_> {
         event = named(event, "statement", self.statement);
         event = named(event, "portal", self.portal);
         if let Some(parameters) = self.parameters {
-            event = event.json("parameters", parameters.json);
+            event = event.json(PARAMETERS, parameters.json);
             event = event.mark("parameters_cut", parameters.cut);
         }
         event.end()

@@ -2,15 +2,13 @@
 //! for it, so that the client sees only that all is well.
 
 use crate::audit;
-use crate::startup::Startup;
+use crate::startup::{LONGEST_KEY, Startup};
 use crate::wire::{self, Broken, HEAD};
 use postern_sdk::codec::{Challenge, SecretMessage, Step, StepResult, TemplatePart};
 use postern_sdk::input::Input;
 
 /// Longest message before a session begins; libpq takes no more (`MAX_ERRLEN`).
 const LONGEST: usize = 30_000;
-/// Bytes of a server's cancel key, process id included, that the host keeps.
-const LONGEST_KEY: usize = 256;
 
 pub const SCRAM: &str = "scram-sha-256";
 pub const MD5: &str = "md5-postgres";

@@ -17,6 +17,8 @@ use std::rc::Rc;
 const MOST_NAME: usize = 1024;
 /// Bytes of a message that are looked at: two names, and as much of the rest as goes into an event.
 const LOOK: usize = HEAD + 2 * (MOST_NAME + 1) + 16 * 1024 + 4;
+/// Bytes of what else a statement's name may stand for.
+const MOST_OTHERS: usize = 24 << 10;
 /// Bytes of an error that are looked at.
 const LOOK_ERROR: usize = 8 << 10;
 /// Longest end of a command that is read.
@@ -145,8 +147,14 @@ impl Session {
             .collect();
         others.dedup_by(|a, b| same(a, b));
         // More than anybody asks for by accident.
-        doubt |= others.len() > 8;
-        others.truncate(8);
+        let mut bytes = 0;
+        let fits = |s: &&Rc<Sql>| {
+            bytes += s.cut.json.len();
+            bytes <= MOST_OTHERS
+        };
+        let fitting = others.iter().take_while(fits).count();
+        doubt |= others.len() > fitting;
+        others.truncate(fitting);
         Bound {
             statement,
             doubt: doubt && sql.is_some(),

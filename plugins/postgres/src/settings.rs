@@ -4,13 +4,22 @@ use postern_sdk::Settings;
 use serde::Deserialize;
 
 /// See `settings.schema.json`, which says the same to editors; a test keeps the two together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresSettings {
     /// Whether the server may be spoken to without TLS.
     pub upstream_tls: UpstreamTls,
-    /// Whether query events carry the values that are bound to `$1`, `$2`, ….
+    /// Whether query events may carry the values that are bound to `$1`, `$2`, …; the roles decide too.
     pub parameters: bool,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        PostgresSettings {
+            upstream_tls: UpstreamTls::Require,
+            parameters: true,
+        }
+    }
 }
 
 /// TLS towards the server: it is always asked for.
@@ -55,9 +64,9 @@ mod tests {
         assert_eq!(properties.len(), 2);
         let plain = PostgresSettings {
             upstream_tls: UpstreamTls::AllowPlain,
-            parameters: true,
+            parameters: false,
         };
-        let said = check(r#"{"upstream_tls":"allow-plain","parameters":true}"#);
+        let said = check(r#"{"upstream_tls":"allow-plain","parameters":false}"#);
         assert_eq!(said, Ok(plain));
     }
 }

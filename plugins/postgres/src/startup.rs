@@ -7,6 +7,9 @@ const LONGEST: usize = 10_000;
 /// Names longer than this are cut by the server (`NAMEDATALEN - 1`): what we asked about would not be what is used.
 const LONGEST_NAME: usize = 63;
 
+/// Bytes of a cancel key that the host gives, process id included.
+pub const LONGEST_KEY: usize = 256;
+
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
@@ -79,7 +82,7 @@ pub fn first(data: &[u8]) -> Result<First, Refused> {
             len,
             gss: code == GSS,
         }),
-        (CANCEL, _) if (8..=260).contains(&body.len()) => Ok(First::Cancel {
+        (CANCEL, _) if (8..=LONGEST_KEY).contains(&body.len()) => Ok(First::Cancel {
             len,
             key: body.to_vec(),
         }),

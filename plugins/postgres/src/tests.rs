@@ -55,7 +55,8 @@ fn a_denial_comes_before_anything_is_dialled() {
 
 #[test]
 fn what_fails_on_the_way_is_told() {
-    let cases: [(fn(&Step) -> StepResult, &[u8], &str); 6] = [
+    type Case = (fn(&Step) -> StepResult, &'static [u8], &'static str);
+    let cases: [Case; 6] = [
         (
             |q| match q {
                 Step::Connect(_) => StepResult::ConnectFailed("refused".into()),

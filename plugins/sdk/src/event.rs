@@ -2,6 +2,9 @@
 
 use crate::AuditEvent;
 
+/// Name of the field with the values of a query's parameters: the host keeps it where the user's roles say so.
+pub const PARAMETERS: &str = "parameters";
+
 /// An audit event that is being written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event(AuditEvent);

@@ -6,11 +6,14 @@
 
 use crate::AuditEvent;
 use crate::codec::Step;
+use crate::event::{Event, PARAMETERS, json};
 
 /// Unconsumed bytes of a side that the host keeps at most: what a plugin can look at in one piece.
 pub const WINDOW: usize = 64 << 10;
 /// Events of one answer that are steps of their own; the host takes 4096 steps.
 const MAX_EVENTS: usize = 1024;
+/// Bytes of those beyond that go into one; the audit log takes 64 KiB.
+const MOST_FOLDED: usize = 32 << 10;
 /// Bytes of events after which long texts are to be left out; the host takes 4 MiB in one answer.
 const ROOMY: usize = 1 << 20;
 
@@ -37,8 +40,8 @@ pub struct Input<'a> {
     steps: Vec<Step>,
     events: usize,
     event_bytes: usize,
-    /// Events beyond [`MAX_EVENTS`], each as a JSON object.
-    folded: Vec<String>,
+    /// Events beyond [`MAX_EVENTS`], as JSON objects with commas between them.
+    folded: String,
 }
 
 impl<'a> Input<'a> {
@@ -53,7 +56,7 @@ impl<'a> Input<'a> {
             steps: Vec::new(),
             events: 0,
             event_bytes: 0,
-            folded: Vec::new(),
+            folded: String::new(),
         };
         input.pass(begun);
         input
@@ -97,15 +100,17 @@ impl<'a> Input<'a> {
             self.steps.push(Step::Event(event));
             return;
         }
-        let fields = event
-            .fields
-            .iter()
-            .map(|(k, v)| format!(",{}:{v}", crate::event::json(k)));
-        let name = crate::event::json(&event.name);
-        self.folded.push(format!(
-            "{{\"event\":{name}{}}}",
-            fields.collect::<String>()
-        ));
+        // The host decides field by field who may see the parameters; in here it would not find them.
+        let fields = event.fields.iter().filter(|(k, _)| k != PARAMETERS);
+        let fields: String = fields.map(|(k, v)| format!(",{}:{v}", json(k))).collect();
+        let folded = format!("{{\"event\":{}{fields}}}", json(&event.name));
+        if self.folded.len() + folded.len() > MOST_FOLDED {
+            self.unfold();
+        }
+        if !self.folded.is_empty() {
+            self.folded.push(',');
+        }
+        self.folded.push_str(&folded);
     }
 
     /// Whether the events of this answer have become so large that texts which are on record already should be left out.
@@ -125,14 +130,16 @@ impl<'a> Input<'a> {
         self.steps
     }
 
-    fn flush(&mut self) {
+    fn unfold(&mut self) {
         if !self.folded.is_empty() {
-            let all = std::mem::take(&mut self.folded).join(",");
-            self.steps.push(Step::Event(AuditEvent {
-                name: "session.batch".into(),
-                fields: vec![("events".into(), format!("[{all}]"))],
-            }));
+            let all = std::mem::take(&mut self.folded);
+            let event = Event::new("session.batch").json("events", format!("[{all}]"));
+            self.steps.push(Step::Event(event.end()));
         }
+    }
+
+    fn flush(&mut self) {
+        self.unfold();
         if self.passing > 0 {
             let passing = std::mem::take(&mut self.passing);
             self.steps.push(Step::Pass(passing as u32));
@@ -143,7 +150,6 @@ impl<'a> Input<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Event;
 
     #[test]
     fn a_long_message_passes_in_parts() {

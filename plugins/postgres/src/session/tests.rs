@@ -5,7 +5,11 @@ use postern_sdk::Side::{self, Client, Upstream};
 use proptest::prelude::*;
 
 fn session() -> Host {
-    Host::session(PostgresSettings::default())
+    let settings = PostgresSettings {
+        parameters: false,
+        ..PostgresSettings::default()
+    };
+    Host::session(settings)
 }
 
 fn m(kind: u8, body: &str) -> Vec<u8> {
@@ -167,11 +171,7 @@ fn an_execute_is_told_when_no_bind_has() {
 
 #[test]
 fn parameters_are_told_where_that_is_set() {
-    let settings = PostgresSettings {
-        parameters: true,
-        ..PostgresSettings::default()
-    };
-    let mut host = Host::session(settings);
+    let mut host = Host::session(PostgresSettings::default());
     let bind = wire::message(b'B', b"\0\0\0\0\0\x01\0\0\0\x02hi\0\0");
     host.send(Client, &[parse("", "select $1"), bind].concat());
     assert_eq!(

@@ -97,7 +97,7 @@ fn requests_before_the_start() {
         Ok(First::Cancel { len: 16, key })
     );
     assert!(first(&cancel_request(b"1234567")).is_err());
-    assert!(first(&cancel_request(&[7; 261])).is_err());
+    assert!(first(&cancel_request(&[7; 257])).is_err());
 }
 
 #[test]
