@@ -11,7 +11,7 @@ async fn the_sessions_go_as_written() {
     let rt = runtime(dir.path());
     let source = PluginSource::file("postgres", guest("postgres"));
     let plugin = rt.load(&source, Limits::default()).await.unwrap();
-    let d = &plugin.description();
+    let d = plugin.description();
     assert_eq!((d.world, d.kind.as_str()), (World::Codec, "postgres"));
     let script = include_str!("../../../plugins/postgres/session.toml");
     let report = Script::parse(script).unwrap().play(&plugin, None).await;

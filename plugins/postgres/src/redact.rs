@@ -125,7 +125,7 @@ impl Statement {
                 self.remember(body);
                 secret
             }
-            Kind::Text | Kind::Dollar => self.text(token.kind, body),
+            Kind::Text | Kind::Dollar => self.text(token.kind, body, token.at.end == sql.len()),
             Kind::Number | Kind::Parameter => {
                 let secret = self.role && self.armed == Armed::Keyword;
                 self.armed = Armed::No;
@@ -175,7 +175,7 @@ impl Statement {
         self.before.0 = std::mem::replace(&mut self.before.1, word.to_vec());
     }
 
-    fn text(&mut self, kind: Kind, body: &[u8]) -> bool {
+    fn text(&mut self, kind: Kind, body: &[u8], cut: bool) -> bool {
         // 'a' 'b' is no text that the server would take, but both may be parts of a password.
         if self.armed == Armed::Keyword {
             self.armed = Armed::Name;
@@ -183,7 +183,7 @@ impl Statement {
         }
         let option = self.mapping && self.before.1 != b"user";
         let holds = match kind {
-            Kind::Text => holds_password(body),
+            Kind::Text => holds_password(body, cut),
             _ => Holds::Nothing,
         };
         self.all |= holds == Holds::Open;
@@ -205,7 +205,8 @@ enum Holds {
     Open,
 }
 
-fn holds_password(body: &[u8]) -> Holds {
+/// `cut`: it may go on.
+fn holds_password(body: &[u8], cut: bool) -> Holds {
     let body = body.to_ascii_lowercase();
     let mut holds = Holds::Nothing;
     let mut from = 0;
@@ -219,9 +220,11 @@ fn holds_password(body: &[u8]) -> Holds {
         let marks = |b: &u8| matches!(b, b'=' | b':' | b'\'' | b'"' | b'\\' | b'%' | b'$');
         let prefix = matches!(rest, [b'e' | b'u' | b'n' | b'b', b'\'' | b'&', ..]);
         match rest.first() {
-            // The text ends with the name of something: 'password' alone is most often a value.
-            None if word == 0 => {}
+            // The text ends with it: 'password' alone, or 'old_password', is most often a value.
+            None if word == 0 || !body[word - 1].is_ascii_whitespace() => {}
             None => holds = Holds::Open,
+            // A pattern of LIKE.
+            Some(b'%' | b'$') if rest.len() == body.len() - from => {}
             Some(b) if marks(b) || prefix => {
                 let filler = |b: &u8| matches!(b, b'=' | b':' | b'\'' | b'"' | b'\\' | b' ' | b'e');
                 let value = rest
@@ -238,21 +241,26 @@ fn holds_password(body: &[u8]) -> Holds {
             Some(_) => {}
         }
     }
-    if holds == Holds::Nothing && is_address_with_password(&body) {
+    if holds == Holds::Nothing && is_address_with_password(&body, cut) {
         holds = Holds::Password;
     }
     holds
 }
 
 /// `postgres://user:password@host/…`
-fn is_address_with_password(body: &[u8]) -> bool {
+fn is_address_with_password(body: &[u8], cut: bool) -> bool {
     let Some(n) = body.windows(3).position(|w| w == b"://") else {
         return false;
     };
     let rest = &body[n + 3..];
-    let at = rest.iter().position(|b| *b == b'@').unwrap_or(rest.len());
-    // Without an '@' it may have been cut off.
-    rest[..at].contains(&b':') && !rest[..at].contains(&b' ')
+    let Some(at) = rest
+        .iter()
+        .position(|b| *b == b'@')
+        .or(cut.then_some(rest.len()))
+    else {
+        return false;
+    };
+    rest[..at].contains(&b':') && !rest[..at].iter().any(u8::is_ascii_whitespace)
 }
 
 #[cfg(test)]
