@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 const MAX_VALUES: usize = 256;
 /// Principal types of kinds that are built in. A misspelt one in a deny rule would deny nothing, so
 /// it is refused. Kinds of third parties declare theirs in their plugin.
-const BUILT_IN: [(&str, &[&str]); 1] = [("ssh", &["logins"])];
+const BUILT_IN: [(&str, &[&str]); 2] = [
+    ("ssh", &["logins"]),
+    ("postgres", &["db_users", "db_names", "db_options"]),
+];
 
 /// A named set of allow and deny rules, per kind. The kind `*` stands for every kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
