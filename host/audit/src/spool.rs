@@ -97,6 +97,8 @@ struct Progress {
 /// An event on its way to the disk. An empty one only asks for the answer (flush).
 struct Line {
     bytes: Vec<u8>,
+    /// Somebody waits for it; others may wait for company.
+    urgent: bool,
     ack: Option<oneshot::Sender<Result<(), SpoolError>>>,
 }
 
@@ -155,6 +157,24 @@ impl Emitter {
         }
     }
 
+    /// Puts an event into the queue, behind all that are there, and waits where there is no room. It is durable soon, with
+    /// others in one fsync; [`Pending::durable`] tells when, or why not.
+    ///
+    /// # Errors
+    /// As [`Emitter::emit`].
+    pub async fn queue(&self, event: Event) -> Result<Pending, SpoolError> {
+        match &self.inner {
+            Inner::Spool { .. } => self.send(self.line(event)?, false).await,
+            Inner::Memory(sender) => {
+                sender.send(event).await.map_err(|_| self.stopped())?;
+                Ok(Pending {
+                    answer: None,
+                    emitter: self.clone(),
+                })
+            }
+        }
+    }
+
     /// For events that need not be durable before going on. They are tried again while the disk is full; what
     /// can't be kept is logged and counted (`postern_audit_dropped_total`).
     pub fn emit_later(&self, event: Event) {
@@ -162,7 +182,11 @@ impl Emitter {
         let sent = match &self.inner {
             Inner::Spool { to_writer, .. } => self.line(event).map(|bytes| {
                 to_writer
-                    .try_send(Message::Write(Line { bytes, ack: None }))
+                    .try_send(Message::Write(Line {
+                        bytes,
+                        urgent: false,
+                        ack: None,
+                    }))
                     .is_ok()
             }),
             Inner::Memory(sender) => Ok(sender.try_send(event).is_ok()),
@@ -209,19 +233,24 @@ impl Emitter {
     }
 
     async fn write(&self, bytes: Vec<u8>) -> Result<(), SpoolError> {
-        let Inner::Spool { to_writer, .. } = &self.inner else {
-            return Ok(());
-        };
+        self.send(bytes, true).await?.durable().await
+    }
+
+    async fn send(&self, bytes: Vec<u8>, urgent: bool) -> Result<Pending, SpoolError> {
         let (ack, answer) = oneshot::channel();
         let line = Line {
             bytes,
+            urgent,
             ack: Some(ack),
         };
-        to_writer
-            .send(Message::Write(line))
-            .await
-            .map_err(|_| self.stopped())?;
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+        if let Inner::Spool { to_writer, .. } = &self.inner {
+            let sent = to_writer.send(Message::Write(line)).await;
+            sent.map_err(|_| self.stopped())?;
+        }
+        Ok(Pending {
+            answer: Some(answer),
+            emitter: self.clone(),
+        })
     }
 
     fn line(&self, event: Event) -> Result<Vec<u8>, SpoolError> {
@@ -241,6 +270,38 @@ impl Emitter {
             Inner::Memory(_) => "(memory)".to_owned(),
         };
         SpoolError { path, why }
+    }
+}
+
+/// An event on its way to the disk.
+#[derive(Debug)]
+pub struct Pending {
+    answer: Option<oneshot::Receiver<Result<(), SpoolError>>>,
+    emitter: Emitter,
+}
+
+impl Pending {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// As [`Emitter::emit`]; the event is not recorded then.
+    pub async fn durable(self) -> Result<(), SpoolError> {
+        match self.answer {
+            None => Ok(()),
+            Some(answer) => answer.await.unwrap_or_else(|_| Err(self.emitter.stopped())),
+        }
+    }
+
+    /// Whether it is there already; `None`: not yet.
+    pub fn poll(&mut self) -> Option<Result<(), SpoolError>> {
+        let Some(answer) = &mut self.answer else {
+            return Some(Ok(()));
+        };
+        match answer.try_recv() {
+            Ok(result) => Some(result),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(self.emitter.stopped())),
+        }
     }
 }
 

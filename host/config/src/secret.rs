@@ -1,12 +1,28 @@
-//! Values that must never be shown: join tokens.
+//! Values that must never be shown: join tokens, passwords.
 
 use crate::JoinParams;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use std::{borrow::Cow, fmt, fs::File, io::Read, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 use zeroize::Zeroizing;
 
-/// A token file holds one line; anything larger is some other file.
-const MAX_TOKEN_FILE: u64 = 4096;
+/// Such a file holds one line; anything larger is some other file.
+pub(crate) const MAX_SECRET_FILE: u64 = 4096;
+
+/// A file's text, or the first bytes beyond [`MAX_SECRET_FILE`].
+pub(crate) fn read_small(path: &Path) -> std::io::Result<Zeroizing<String>> {
+    // With room for all of it at once: a growing buffer leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_SECRET_FILE as usize + 2));
+    File::open(path)?
+        .take(MAX_SECRET_FILE + 1)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
 
 /// A string that is wiped when dropped and never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -83,14 +99,12 @@ impl JoinParams {
             return Ok(token.clone());
         }
         let path = token_file.clone().unwrap_or_default();
-        let mut text = Zeroizing::new(String::new());
-        let read = File::open(&path)
-            .and_then(|file| file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text));
-        if let Err(source) = read {
-            return Err(TokenError::Read { path, source });
-        }
+        let text = match read_small(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(TokenError::Read { path, source }),
+        };
         let token = text.trim();
-        let why = if text.len() as u64 > MAX_TOKEN_FILE {
+        let why = if text.len() as u64 > MAX_SECRET_FILE {
             "is larger than 4 KB"
         } else if token.is_empty() {
             "is empty"

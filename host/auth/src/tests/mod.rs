@@ -2,6 +2,7 @@
 
 mod admin;
 mod agents;
+mod databases;
 mod joining;
 mod server;
 mod users;

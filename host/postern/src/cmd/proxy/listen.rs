@@ -6,10 +6,12 @@ use crate::out;
 use crate::profile::{Home, Profile};
 use crate::session::carry;
 use postern_identity::ResourceId;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 
 /// Connections at a time; more wait in the kernel's queue.
@@ -74,20 +76,42 @@ async fn accept(
             Some(_) = sessions.join_next() => {}
             accepted = listener.accept(), if sessions.len() < MOST => match accepted {
                 Ok((client, _)) => {
+                    let _ = client.set_nodelay(true);
                     sessions.spawn_local(session(client, helper.clone(), id.clone()));
                 }
-                Err(e) => {
-                    // A client that went away, or no descriptors left: neither ends the others' sessions.
-                    eprintln!("postern: cannot accept a connection: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                Err(e) => told(&e).await,
             }
         }
     }
 }
 
-async fn session(mut client: TcpStream, helper: Rc<Helper>, id: Rc<ResourceId>) {
-    let _ = client.set_nodelay(true);
+/// The same for a Unix socket.
+pub async fn accept_unix(
+    listener: UnixListener,
+    helper: Rc<Helper>,
+    id: Rc<ResourceId>,
+) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => {
+                tokio::task::spawn_local(session(client, helper.clone(), id.clone()));
+            }
+            Err(e) => told(&e).await,
+        }
+    }
+}
+
+/// A client that went away, or no descriptors left: neither ends the others' sessions.
+async fn told(e: &std::io::Error) {
+    eprintln!("postern: cannot accept a connection: {e}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn session(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    helper: Rc<Helper>,
+    id: Rc<ResourceId>,
+) {
     let result = match helper.open(&id).await {
         Ok(remote) => carry(&mut client, remote, &id).await,
         Err(failure) => Err(failure),
