@@ -59,6 +59,16 @@ enum Phase {
     Over,
 }
 
+impl Phase {
+    /// The client may ask.
+    fn is_session(&self) -> bool {
+        match self {
+            Phase::Login(login) => login.authenticated,
+            phase => matches!(phase, Phase::Session),
+        }
+    }
+}
+
 /// What the connection to the server is for.
 enum Goal {
     Session(Startup),
@@ -111,8 +121,7 @@ impl Codec for Postgres {
     fn on_input(&mut self, side: Side, data: &[u8]) -> Vec<Step> {
         match (side, &mut self.phase) {
             (Side::Client, Phase::Start { .. }) => self.start(data),
-            (Side::Client, Phase::Login(login)) if !login.authenticated => self.too_early(data),
-            (Side::Client, Phase::Session | Phase::Login(_)) => {
+            (Side::Client, phase) if phase.is_session() => {
                 let mut input = Input::new(data, &mut self.from_client);
                 let read = self.session.client(&mut input);
                 let steps = input.end();
@@ -185,7 +194,7 @@ impl Codec for Postgres {
                 "the database server closed the connection during the login".into(),
             ),
             (Side::Upstream, Phase::Cancelling) => vec![Step::Close(None)],
-            (_, phase @ (Phase::Session | Phase::Login(_))) => {
+            (_, phase) if phase.is_session() => {
                 self.phase = phase;
                 self.session.end().map(Step::Event).into_iter().collect()
             }
@@ -305,7 +314,7 @@ impl Postgres {
     /// What was read is carried out; where one side broke the protocol, that is the end.
     fn or_broken(&mut self, read: Result<(), Broken>, mut steps: Vec<Step>) -> Vec<Step> {
         if let Err(Broken(why)) = read {
-            if let Phase::Session = self.phase {
+            if self.phase.is_session() {
                 steps.extend(self.session.end().map(Step::Event));
             }
             steps.extend(self.refuse(BROKEN, why));

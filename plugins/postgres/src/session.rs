@@ -52,7 +52,7 @@ impl Session {
         while let Some(head) = wire::client_head(input.left())? {
             let look = match head.kind {
                 b'd' => {
-                    input.pass(head.len);
+                    input.pass(wire::run(input.left(), b'd').max(head.len));
                     continue;
                 }
                 b'Q' | b'P' | b'B' => head.len.min(LOOK),
@@ -179,7 +179,7 @@ impl Session {
         while let Some(head) = wire::server_head(input.left())? {
             let look = match head.kind {
                 b'D' | b'd' => {
-                    input.pass(head.len);
+                    input.pass(wire::run(input.left(), head.kind).max(head.len));
                     continue;
                 }
                 b'E' => head.len.min(LOOK_ERROR),

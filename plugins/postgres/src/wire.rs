@@ -56,6 +56,20 @@ pub fn server_head(data: &[u8]) -> Result<Option<Head>, Broken> {
     checked(head, LARGE, "the server").map(Some)
 }
 
+/// Bytes of the whole messages of this type that `data` begins with: the fast way through rows and COPY data.
+pub fn run(data: &[u8], kind: u8) -> usize {
+    let mut at = 0;
+    while let Some((head, body)) = data[at..].split_first_chunk::<HEAD>() {
+        let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        // What is longer than what is there, or no length at all, is for `head`.
+        if head[0] != kind || len < HEAD - 1 || len - (HEAD - 1) > body.len() {
+            break;
+        }
+        at += len + 1;
+    }
+    at
+}
+
 fn head(data: &[u8]) -> Option<Head> {
     let (kind, rest) = data.split_first()?;
     let len = rest.first_chunk().map(|len| u32::from_be_bytes(*len))?;
@@ -170,6 +184,25 @@ mod tests {
             Ok(Some(Head { kind: b'q', len: 5 }))
         );
         assert!(server_head(b"D\xff\xff\xff\xff").is_err());
+    }
+
+    #[test]
+    fn runs_end_before_what_is_not_there() {
+        let rows = [
+            message(b'd', b"a"),
+            message(b'd', b""),
+            message(b'd', b"bcd"),
+        ]
+        .concat();
+        assert_eq!(run(&rows, b'd'), rows.len());
+        assert_eq!(run(&rows, b'D'), 0);
+        assert_eq!(run(&rows[..rows.len() - 1], b'd'), 11);
+        assert_eq!(
+            run(&[&rows, &b"C\0\0\0\x04"[..]].concat(), b'd'),
+            rows.len()
+        );
+        assert_eq!(run(b"d\0\0\0\x03abc", b'd'), 0);
+        assert_eq!(run(b"d\xff\xff\xff\xffabc", b'd'), 0);
     }
 
     #[test]
