@@ -1,6 +1,7 @@
 //! Databases of kind `postgres`: a real PostgreSQL behind an agent, real clients before it.
 
 use anyhow::{Context, Result, ensure};
+use postern_identity::{CaKind, TrustBundle, tls};
 use postern_tests::{
     Agent, Cluster, Lab, Postgres, PostgresSpec, PostgresTls, Run, User, free_port, skip_unless,
     wait,
@@ -200,7 +201,11 @@ fn what_the_role_does_not_allow_is_refused_before_anything_is_dialled() -> Resul
     let before = s.server.log().matches("connection received").count();
     let ran = s.connect("other", "select 1")?.run()?;
     ensure!(!ran.status.success(), "{}", ran.told());
-    ensure!(ran.told().contains("db_users"), "{}", ran.told());
+    ensure!(
+        ran.told().contains("no role of alice (dba) allows db user"),
+        "{}",
+        ran.told()
+    );
     s.cluster
         .audited("session.rejected", |e| e["user"] == "alice")?;
     ensure!(s.server.log().matches("connection received").count() == before);
@@ -351,4 +356,66 @@ fn every_query_of_a_benchmark_is_on_record() -> Result<()> {
         ensure!(counted == 1000, "{counted}");
     }
     Ok(())
+}
+
+/// A client of PostgreSQL 17 with `sslnegotiation=direct`: TLS at once, and the protocol's name in it.
+#[test]
+fn by_tls_that_comes_first() -> Result<()> {
+    skip_unless!(
+        Postgres::is_there(),
+        "no PostgreSQL (Debian: postgresql-15)"
+    );
+    let s = setup(Login::Scram, json!({}))?;
+    let trust: TrustBundle =
+        serde_json::from_str(&std::fs::read_to_string(s.alice.home.join("trust.json"))?)?;
+    let id = tls::TlsIdentity {
+        chain_pem: std::fs::read_to_string(s.alice.home.join("tls.crt"))?,
+        key_pem: std::fs::read_to_string(s.alice.home.join("tls.key"))?.into(),
+    };
+    let config = tls::client(&trust, CaKind::Host, Some(&id), &[b"postgresql"])?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let talk = async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let tcp = tokio::net::TcpStream::connect(&s.cluster.proxy_addr).await?;
+        let name = rustls::pki_types::ServerName::try_from("orders.postgres.demo")?;
+        let mut stream = tokio_rustls::TlsConnector::from(config)
+            .connect(name, tcp)
+            .await?;
+        ensure!(stream.get_ref().1.alpn_protocol() == Some(b"postgresql"));
+        let body = b"\0\x03\0\0user\0app\0database\0orders\0\0";
+        stream.write_u32(u32::try_from(body.len())? + 4).await?;
+        stream.write_all(body).await?;
+        // AuthenticationOk: the host has logged in.
+        let mut answer = [0; 9];
+        stream.read_exact(&mut answer).await?;
+        ensure!(answer == *b"R\0\0\0\x08\0\0\0\0", "{answer:?}");
+        Ok(())
+    };
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), talk).await? })
+}
+
+#[test]
+fn a_lock_ends_a_session_that_runs() -> Result<()> {
+    skip_unless!(
+        Postgres::is_there(),
+        "no PostgreSQL (Debian: postgresql-15)"
+    );
+    let s = setup(Login::Scram, json!({}))?;
+    let mut sleeping = s
+        .connect("app", "select pg_sleep(62)")?
+        .background(Stdio::null())?;
+    let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(62)%' and state = 'active' and usename = 'app'";
+    wait::holds("the query to run", wait::LONG, || {
+        s.server.sql("postgres", sql).is_ok_and(|n| n.trim() == "1")
+    })?;
+    s.cluster
+        .admin(&["locks", "create", "user:alice", "--reason", "laptop stolen"])?;
+    ensure!(!sleeping.wait(Duration::from_secs(10))?.success());
+    s.cluster
+        .audited("session.end", |e| {
+            e["error"].to_string().contains("laptop stolen")
+        })
+        .map(drop)
 }

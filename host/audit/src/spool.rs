@@ -17,10 +17,11 @@ mod segment;
 mod tests;
 mod writer;
 
-use crate::event::Event;
+use crate::event::{Event, MAX_EVENT};
 use reader::Reader;
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -120,7 +121,7 @@ pub struct Emitter {
 #[derive(Clone)]
 enum Inner {
     Spool {
-        path: String,
+        path: Arc<str>,
         to_writer: mpsc::Sender<Message>,
         progress: watch::Receiver<Progress>,
     },
@@ -169,7 +170,7 @@ impl Emitter {
                 sender.send(event).await.map_err(|_| self.stopped())?;
                 Ok(Pending {
                     answer: None,
-                    emitter: self.clone(),
+                    path: self.path(),
                 })
             }
         }
@@ -249,27 +250,42 @@ impl Emitter {
         }
         Ok(Pending {
             answer: Some(answer),
-            emitter: self.clone(),
+            path: self.path(),
         })
     }
 
     fn line(&self, event: Event) -> Result<Vec<u8>, SpoolError> {
-        let event = event.fitted();
-        let mut bytes = serde_json::to_vec(&event).map_err(|e| self.error(e.to_string()))?;
+        let json = |event: &Event| serde_json::to_vec(event).map_err(|e| self.error(e.to_string()));
+        let mut bytes = json(&event)?;
+        // Hardly ever, so that none is written twice to see how long it is.
+        if bytes.len() > MAX_EVENT {
+            bytes = json(&event.fitted())?;
+        }
         bytes.push(b'\n');
         Ok(bytes)
     }
 
     fn stopped(&self) -> SpoolError {
-        self.error("the writer has stopped; the process is ending".to_owned())
+        stopped(&self.path())
     }
 
     fn error(&self, why: String) -> SpoolError {
-        let path = match &self.inner {
-            Inner::Spool { path, .. } => path.clone(),
-            Inner::Memory(_) => "(memory)".to_owned(),
-        };
+        let path = self.path().to_string();
         SpoolError { path, why }
+    }
+
+    fn path(&self) -> Arc<str> {
+        match &self.inner {
+            Inner::Spool { path, .. } => path.clone(),
+            Inner::Memory(_) => "(memory)".into(),
+        }
+    }
+}
+
+fn stopped(path: &str) -> SpoolError {
+    SpoolError {
+        path: path.to_owned(),
+        why: "the writer has stopped; the process is ending".to_owned(),
     }
 }
 
@@ -277,7 +293,7 @@ impl Emitter {
 #[derive(Debug)]
 pub struct Pending {
     answer: Option<oneshot::Receiver<Result<(), SpoolError>>>,
-    emitter: Emitter,
+    path: Arc<str>,
 }
 
 impl Pending {
@@ -288,7 +304,7 @@ impl Pending {
     pub async fn durable(self) -> Result<(), SpoolError> {
         match self.answer {
             None => Ok(()),
-            Some(answer) => answer.await.unwrap_or_else(|_| Err(self.emitter.stopped())),
+            Some(answer) => answer.await.unwrap_or_else(|_| Err(stopped(&self.path))),
         }
     }
 
@@ -300,7 +316,7 @@ impl Pending {
         match answer.try_recv() {
             Ok(result) => Some(result),
             Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(Err(self.emitter.stopped())),
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(stopped(&self.path))),
         }
     }
 }
@@ -411,7 +427,7 @@ impl Spool {
         let (to_writer, messages) = mpsc::channel(QUEUE);
         tokio::spawn(writer.run(messages));
         let inner = Inner::Spool {
-            path: dir.display().to_string(),
+            path: dir.display().to_string().into(),
             to_writer: to_writer.clone(),
             progress: progress.clone(),
         };

@@ -80,8 +80,8 @@ pub(crate) async fn pass_on(
         let bytes = &request.bytes;
         async move {
             stream.write_all(bytes).await?;
+            // Our end stays open, as the client's does: an end would be passed on, ahead of what is to be done.
             stream.flush().await?;
-            stream.shutdown().await?;
             let mut answer = stream.take(MAX_ANSWER);
             tokio::io::copy(&mut answer, &mut tokio::io::sink()).await
         }

@@ -27,7 +27,14 @@ pub async fn run_codec(
         verified: false,
         ending: None,
     };
-    match run.guarded(host).await? {
+    let end = match run.guarded(host).await {
+        Ok(end) => end,
+        Err(e) => {
+            run.last_events(&e, host).await;
+            return Err(e);
+        }
+    };
+    match end {
         End::Finished => Ok(stats(run.duplex.written(), None)),
         End::AllNative => {
             // The instance has nothing more to say: give its memory back for the rest of the connection.
@@ -114,6 +121,22 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                     self.codec.on_close(side).await?
                 }
             };
+        }
+    }
+
+    /// A side is gone without a word. What the plugin has to say about that goes on record; nothing else is left to do.
+    async fn last_events(&mut self, why: &RelayError, host: &impl CodecHost) {
+        let side = match why {
+            RelayError::Client(_) => Side::Client,
+            RelayError::Upstream(_) => Side::Upstream,
+            RelayError::Plugin(_) | RelayError::Host(_) => return,
+        };
+        for step in self.codec.on_close(side).await.unwrap_or_default() {
+            if let Step::Event(event) = step
+                && host.event(event).await.is_err()
+            {
+                return;
+            }
         }
     }
 

@@ -124,7 +124,12 @@ pub async fn serve(
     };
     let run = postern_relay::run_codec(stream, codec, &host);
     match tokio::time::timeout(TOGETHER, run).await {
-        Ok(done) => done.map(drop).map_err(|e| e.to_string()),
+        // The client is told nothing, so this is the only place where it can be seen.
+        Ok(Ok(stats)) => match stats.closed {
+            Some(why) => Err(why),
+            None => Ok(()),
+        },
+        Ok(Err(e)) => Err(e.to_string()),
         Err(_) => Err(format!("a cancel request took more than {TOGETHER:?}")),
     }
 }

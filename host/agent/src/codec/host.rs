@@ -349,3 +349,6 @@ impl SessionHost {
         login::secret(&self.resource.auth, admin, account)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -508,23 +508,22 @@ async fn queued_events_are_written_in_order_and_told_of() {
     for mut one in pending {
         assert!(matches!(one.poll(), Some(Ok(()))));
     }
-    let text: String = std::fs::read_dir(dir.path().join("spool"))
+    let mut files: Vec<_> = std::fs::read_dir(dir.path().join("spool"))
         .unwrap()
         .map(|f| f.unwrap().path())
         .filter(|f| f.extension().is_some_and(|e| e == "jsonl"))
-        .map(|f| std::fs::read_to_string(f).unwrap())
         .collect();
-    let numbers: Vec<u64> = text
-        .lines()
-        .filter_map(|l| {
-            serde_json::from_str::<Event>(l)
-                .unwrap()
-                .fields
-                .get("n")?
-                .as_u64()
-        })
+    files.sort();
+    let lines: String = files
+        .iter()
+        .map(|f| fs::read_to_string(f).unwrap())
         .collect();
-    assert_eq!(numbers, (0..2000).collect::<Vec<_>>());
+    let events = lines.lines().map(|l| serde_json::from_str(l).unwrap());
+    let numbers: Vec<usize> = events
+        .filter(|e: &Event| e.event != "last")
+        .map(|e| number(&e))
+        .collect();
+    assert!(numbers == (0..2000).collect::<Vec<_>>());
 }
 
 #[tokio::test]

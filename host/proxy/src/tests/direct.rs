@@ -159,8 +159,8 @@ async fn a_cancel_request_reaches_the_service_of_its_key_and_is_answered_by_sile
     let Incoming { header, mut stream } = agent.incoming.recv().await.unwrap();
     assert!(header.cancel && header.direct && header.resource.is_empty());
     assert_eq!(header.kind, "postgres");
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got).await.unwrap();
+    let mut got = vec![0; request.len()];
+    stream.read_exact(&mut got).await.unwrap();
     assert_eq!(got, request);
     drop(stream);
     assert_eq!(until_closed(&mut client).await, b"");

@@ -76,12 +76,7 @@ pub async fn run(global: &Global, args: ConnectArgs) -> Result<u8, Failure> {
         })
     })?;
     let ended = LocalSet::new()
-        .run_until(async {
-            tokio::select! {
-                ended = psql.wait() => ended,
-                never = listen::accept_unix(listener, helper, id) => match never {},
-            }
-        })
+        .run_until(listen::accept_unix(listener, helper, id, psql.wait()))
         .await
         .map_err(|e| Failure::new(format!("cannot wait for psql: {e}")))?;
     Ok(code(ended))

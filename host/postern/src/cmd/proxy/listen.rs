@@ -6,7 +6,6 @@ use crate::out;
 use crate::profile::{Home, Profile};
 use crate::session::carry;
 use postern_identity::ResourceId;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,6 +15,8 @@ use tokio::task::{JoinSet, LocalSet};
 
 /// Connections at a time; more wait in the kernel's queue.
 const MOST: usize = 512;
+/// For sessions whose program has ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves until the process is ended.
 pub async fn listen(
@@ -85,20 +86,29 @@ async fn accept(
     }
 }
 
-/// The same for a Unix socket.
-pub async fn accept_unix(
+/// The same for a Unix socket, until `ended`; what is open then may end in good order.
+pub async fn accept_unix<T>(
     listener: UnixListener,
     helper: Rc<Helper>,
     id: Rc<ResourceId>,
-) -> Infallible {
-    loop {
-        match listener.accept().await {
-            Ok((client, _)) => {
-                tokio::task::spawn_local(session(client, helper.clone(), id.clone()));
+    ended: impl Future<Output = T>,
+) -> T {
+    let mut sessions = JoinSet::new();
+    tokio::pin!(ended);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut ended => break ended,
+            Some(_) = sessions.join_next() => {}
+            accepted = listener.accept(), if sessions.len() < MOST => match accepted {
+                Ok((client, _)) => {
+                    sessions.spawn_local(session(client, helper.clone(), id.clone()));
+                }
+                Err(e) => told(&e).await,
             }
-            Err(e) => told(&e).await,
         }
-    }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, sessions.join_all()).await;
+    ended
 }
 
 /// A client that went away, or no descriptors left: neither ends the others' sessions.
