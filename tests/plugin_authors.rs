@@ -300,7 +300,7 @@ fn what_is_refused_says_what_to_change() -> Result<()> {
         ),
         (
             run(&finger, &shell)?,
-            "posternd: SCRIPT: session \"1\", event 1 (shell): that happens in world ssh, but the plugin is of world codec, where events are: open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret",
+            "posternd: SCRIPT: session \"1\", event 1 (shell): that happens in world ssh, but the plugin is of world codec, where events are: open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret, offer_cancel, find_cancel",
         ),
         (
             run(&ssh, &bytes)?,

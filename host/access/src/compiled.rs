@@ -2,7 +2,7 @@
 //! expanded, so that asking about many resources costs no more than comparing.
 
 use crate::{
-    Decision, Role, Rule, Subject, Target,
+    Decision, Options, Recorded, Recording, Role, Rule, Subject, Target,
     pattern::{Pattern, Side, expand},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ pub struct Compiled {
 #[derive(Debug)]
 struct CompiledRole {
     name: String,
-    port_forwarding: bool,
+    options: Options,
     /// Per kind; at most two apply to one (its own and `*`).
     allow: Vec<(String, CompiledRule)>,
     deny: Vec<(String, CompiledRule)>,
@@ -53,7 +53,7 @@ impl Compiled {
         };
         let role = |role: &Role| CompiledRole {
             name: role.name.clone(),
-            port_forwarding: role.options.port_forwarding,
+            options: role.options.clone(),
             allow: rules(&role.allow, Side::Allow),
             deny: rules(&role.deny, Side::Deny),
         };
@@ -85,7 +85,17 @@ impl Compiled {
         let mut allowing = self.allowing(target, &[]).peekable();
         self.denied(target, &[]).is_none()
             && allowing.peek().is_some()
-            && allowing.all(|role| role.port_forwarding)
+            && allowing.all(|role| role.options.port_forwarding)
+    }
+
+    /// As [`crate::recorded`].
+    pub fn recorded(&self, target: &Target<'_>, asked: &[(&str, &str)]) -> Recorded {
+        let mut recorded = Recorded::default();
+        for role in self.allowing(target, asked) {
+            recorded.strict |= role.options.recording == Recording::Strict;
+            recorded.parameters |= role.options.record_parameters;
+        }
+        recorded
     }
 
     /// As [`crate::allowed_principals`].

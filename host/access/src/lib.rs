@@ -12,7 +12,7 @@ mod role;
 mod tests;
 
 pub use compiled::Compiled;
-pub use role::{Lock, Options, Role, RoleError, Rule};
+pub use role::{Lock, Options, Recording, Role, RoleError, Rule};
 
 use std::collections::BTreeMap;
 
@@ -77,6 +77,21 @@ pub fn allowed_principals(who: &Subject<'_>, kind: &str, principal: &str) -> Vec
 /// target, and none of those that do forbids forwarding.
 pub fn may_forward(who: &Subject<'_>, target: &Target<'_>) -> bool {
     Compiled::for_kind(who, target.kind).may_forward(target)
+}
+
+/// How a session is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recorded {
+    /// Nothing runs before it is on disk.
+    pub strict: bool,
+    /// Parameters of queries are kept.
+    pub parameters: bool,
+}
+
+/// How a session is recorded that was allowed: as strictly as any of the roles wants it that allow it, and with parameters
+/// where any of them does.
+pub fn recorded(who: &Subject<'_>, target: &Target<'_>, asked: &[(&str, &str)]) -> Recorded {
+    Compiled::for_kind(who, target.kind).recorded(target, asked)
 }
 
 /// The shortest of the roles' `max_session_ttl_secs`; the default where there are no roles.

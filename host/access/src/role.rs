@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 const MAX_VALUES: usize = 256;
 /// Principal types of kinds that are built in. A misspelt one in a deny rule would deny nothing, so
 /// it is refused. Kinds of third parties declare theirs in their plugin.
-const BUILT_IN: [(&str, &[&str]); 1] = [("ssh", &["logins"])];
+const BUILT_IN: [(&str, &[&str]); 2] = [
+    ("ssh", &["logins"]),
+    ("postgres", &["db_users", "db_names", "db_options"]),
+];
 
 /// A named set of allow and deny rules, per kind. The kind `*` stands for every kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -52,6 +55,28 @@ pub struct Options {
     pub max_session_ttl_secs: u64,
     /// Whether SSH sessions may forward ports.
     pub port_forwarding: bool,
+    /// What happens to a session whose record falls behind.
+    #[serde(skip_serializing_if = "is_default")]
+    pub recording: Recording,
+    /// Whether the parameters of queries are recorded beside their text.
+    #[serde(skip_serializing_if = "is_default")]
+    pub record_parameters: bool,
+}
+
+/// How what a session does is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recording {
+    /// In order and completely; it may be under way while what it tells of runs. What can't be written ends the session.
+    #[default]
+    BestEffort,
+    /// Nothing runs before it is on disk.
+    Strict,
+}
+
+/// What a role says where it says nothing is not written: hosts of earlier versions can't read it.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Options {
@@ -59,6 +84,8 @@ impl Default for Options {
         Options {
             max_session_ttl_secs: 12 * 3600,
             port_forwarding: true,
+            recording: Recording::BestEffort,
+            record_parameters: false,
         }
     }
 }

@@ -294,6 +294,7 @@ fn forwarding_and_lifetimes() {
     closed.options = Options {
         max_session_ttl_secs: 60,
         port_forwarding: false,
+        ..Options::default()
     };
     let other = role(
         r#"{"name":"other","allow":{"ssh":{"labels":{"env":["prod"]}}},"options":{"port_forwarding":false}}"#,
@@ -649,4 +650,41 @@ proptest! {
             prop_assert!(all.contains(&login), "a deny added {}", login);
         }
     }
+}
+
+#[test]
+fn what_is_recorded_is_said_by_the_roles_that_allow_it() {
+    let json = |name: &str, env: &str, options: &str| -> Role {
+        let text = format!(
+            r#"{{"name":"{name}","allow":{{"tcp":{{"labels":{{"env":["{env}"]}}}}}},"options":{options}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    };
+    let roles = [
+        json("a", "prod", "{}"),
+        json("b", "prod", r#"{"recording":"strict"}"#),
+        json("c", "dev", r#"{"record_parameters":true}"#),
+    ];
+    let traits = BTreeMap::new();
+    let who = Subject {
+        user: "alice",
+        roles: &roles,
+        traits: &traits,
+    };
+    for (env, strict, parameters) in [
+        ("prod", true, false),
+        ("dev", false, true),
+        ("test", false, false),
+    ] {
+        let labels = [("env".to_owned(), env.to_owned())].into();
+        let target = Target {
+            kind: "tcp",
+            name: "x",
+            labels: &labels,
+        };
+        let wanted = crate::Recorded { strict, parameters };
+        assert_eq!(crate::recorded(&who, &target, &[]), wanted, "{env}");
+    }
+    let written = serde_json::to_string(&roles[0]).unwrap();
+    assert!(!written.contains("record"), "{written}");
 }

@@ -1,8 +1,8 @@
 //! The one place where this host says yes or no (D5): locks, then roles and labels,
 //! from the cached snapshot.
 
-use postern_access::{Decision, Subject, Target};
-use postern_config::LockMode;
+use postern_access::{Decision, Recorded, Subject, Target};
+use postern_config::{LockMode, UpstreamAdmin, UpstreamAuth, UpstreamTls};
 use postern_identity::{ResourceId, TrustBundle, UserIdentity};
 use postern_membership::{Cache, Snapshot};
 use std::collections::BTreeMap;
@@ -19,6 +19,10 @@ pub struct Offered {
     pub labels: BTreeMap<String, String>,
     pub direct: bool,
     pub address: Option<String>,
+    /// `None`: as the plugin has it; where it does TLS, verified in full.
+    pub tls: Option<UpstreamTls>,
+    pub auth: UpstreamAuth,
+    pub admin: Option<UpstreamAdmin>,
 }
 
 /// Decides for one service of this host.
@@ -88,6 +92,17 @@ impl Decider {
             Decision::Allow { role } => Ok(role),
             Decision::Deny { reason } => Err(reason),
         }
+    }
+
+    /// How a session is recorded that was allowed.
+    pub fn recorded(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+    ) -> Recorded {
+        let roles = self.snapshot().roles(&user.roles);
+        postern_access::recorded(&subject(user, &roles), &target(resource), asked)
     }
 
     pub fn may_forward(&self, user: &UserIdentity, resource: &Offered) -> bool {

@@ -1,13 +1,14 @@
 //! Takes streams from a service's tunnels and gives each to the right end: SSH for
 //! plugins of world `ssh`, TLS for the others. Owns the limits on how many there are.
 
-use crate::codec;
+use crate::codec::{self, cancel::Cancels};
 use crate::decide::{Decider, Offered};
 use crate::ssh;
 use postern_audit::Emitter;
 use postern_config as config;
+use postern_identity::AgentIdentity;
 use postern_membership::{Credentials, Holding};
-use postern_plugin::{Plugin, World};
+use postern_plugin::{Endpoint, Plugin, World};
 use postern_tunnel::{StreamHeader, TunnelStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
 use uuid::Uuid;
 
 /// Anonymous handshakes (`direct = true`) under way at once, apart from sessions.
@@ -32,6 +34,8 @@ pub struct Served {
     pub offered: Vec<Offered>,
     pub held: watch::Receiver<Holding>,
     pub audit: Emitter,
+    /// The channel to Auth, once there is one.
+    pub auth: watch::Receiver<Option<Channel>>,
     pub options: config::Service,
     pub own_sockets: Vec<SocketAddr>,
 }
@@ -53,6 +57,8 @@ pub struct Sessions {
     tracker: TaskTracker,
     handshakes: Arc<Semaphore>,
     open: Arc<AtomicU64>,
+    /// The keys by which open sessions can be cancelled.
+    cancels: Arc<Cancels>,
     /// Told whenever a session has ended.
     ended: Arc<Notify>,
     /// Ends the sessions when the service goes without waiting for them.
@@ -61,7 +67,12 @@ pub struct Sessions {
 
 impl Sessions {
     pub fn new(served: Served) -> Self {
+        let identity = AgentIdentity {
+            host_id: served.decider.host_id.clone(),
+            service: served.decider.service.clone(),
+        };
         Sessions {
+            cancels: Arc::new(Cancels::new(identity.cancel_route())),
             served: watch::Sender::new(Arc::new(served)),
             tracker: TaskTracker::new(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
@@ -100,6 +111,9 @@ impl Sessions {
     /// Begins a session for a stream of the tunnel, or refuses it.
     pub fn accept(&self, header: StreamHeader, stream: TunnelStream) {
         let served = self.served.borrow().clone();
+        if header.cancel {
+            return self.cancel(served, header, stream);
+        }
         let Some(resource) = served.resource(&header) else {
             tracing::warn!(
                 resource = header.resource,
@@ -134,6 +148,32 @@ impl Sessions {
         self.spawn(served, arrival, handshake);
     }
 
+    /// A cancel request that came in plaintext, from anybody.
+    fn cancel(&self, served: Arc<Served>, header: StreamHeader, stream: TunnelStream) {
+        let description = served.plugin.description();
+        let may = description.world == World::Codec
+            && description.wants.endpoints.contains(&Endpoint::Cancel);
+        if !may || header.source.parse::<SocketAddr>().is_err() {
+            tracing::warn!("the proxy passed on a cancel request that this service has no use for");
+            return;
+        }
+        let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+            return;
+        };
+        let (cut, cancels) = (self.cut.clone(), self.cancels.clone());
+        // Not one of the sessions: nobody waits for it.
+        tokio::spawn(async move {
+            let _permit = permit;
+            let outcome = tokio::select! {
+                r = codec::cancel::serve(&served, &cancels, header, stream) => r,
+                () = cut.cancelled() => return,
+            };
+            if let Err(e) = outcome {
+                tracing::info!(service = served.decider.service, "cancel request: {e}");
+            }
+        });
+    }
+
     fn spawn(
         &self,
         served: Arc<Served>,
@@ -141,6 +181,7 @@ impl Sessions {
         handshake: Option<OwnedSemaphorePermit>,
     ) {
         let (cut, ended) = (self.cut.clone(), self.ended.clone());
+        let cancels = self.cancels.clone();
         let slots = Slots {
             open: self.open.clone(),
             max: served.options.limits.max_sessions,
@@ -152,7 +193,7 @@ impl Sessions {
             let session = async {
                 match served.plugin.description().world {
                     World::Ssh => ssh::serve(&served, arrival, slots).await,
-                    World::Codec => codec::serve(&served, arrival, slots, handshake).await,
+                    World::Codec => codec::serve(&served, arrival, cancels, slots, handshake).await,
                 }
             };
             let outcome = tokio::select! {

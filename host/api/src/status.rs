@@ -50,6 +50,8 @@ pub mod reasons {
     pub const BAD_CERTIFICATE: &str = "bad-certificate";
     /// The client certificate is valid, and may not call this method.
     pub const WRONG_CALLER: &str = "wrong-caller";
+    /// The roles do not allow it.
+    pub const ACCESS_DENIED: &str = "access-denied";
     pub const NOT_FOUND: &str = "not-found";
     pub const EXISTS: &str = "exists";
     pub const BUSY: &str = "busy";

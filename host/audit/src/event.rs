@@ -189,6 +189,10 @@ pub mod names {
     pub const SESSION_START: &str = "session.start";
     /// A session ended.
     pub const SESSION_END: &str = "session.end";
+    /// A session got to use more principals than it began with.
+    pub const SESSION_PRINCIPALS: &str = "session.principals";
+    /// What a session was doing was cancelled from another connection.
+    pub const SESSION_CANCEL: &str = "session.cancel";
     /// A session was refused (`reason`).
     pub const SESSION_REJECTED: &str = "session.rejected";
     /// A command was run in an SSH session.

@@ -10,4 +10,6 @@ pub mod event;
 pub mod spool;
 
 pub use event::{Event, MAX_EVENT, names};
-pub use spool::{BATCH, BATCH_BYTES, Emitter, Left, Others, Spool, SpoolError, SpoolState, others};
+pub use spool::{
+    BATCH, BATCH_BYTES, Emitter, Left, Others, Pending, Spool, SpoolError, SpoolState, others,
+};

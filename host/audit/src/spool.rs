@@ -17,10 +17,11 @@ mod segment;
 mod tests;
 mod writer;
 
-use crate::event::Event;
+use crate::event::{Event, MAX_EVENT};
 use reader::Reader;
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,6 +101,8 @@ struct Progress {
 /// An event on its way to the disk. An empty one only asks for the answer (flush).
 struct Line {
     bytes: Vec<u8>,
+    /// Somebody waits for it; others may wait for company.
+    urgent: bool,
     ack: Option<oneshot::Sender<Result<(), SpoolError>>>,
 }
 
@@ -121,7 +124,7 @@ pub struct Emitter {
 #[derive(Clone)]
 enum Inner {
     Spool {
-        path: String,
+        path: Arc<str>,
         to_writer: mpsc::Sender<Message>,
         progress: watch::Receiver<Progress>,
     },
@@ -158,6 +161,24 @@ impl Emitter {
         }
     }
 
+    /// Puts an event into the queue, behind all that are there, and waits where there is no room. It is durable soon, with
+    /// others in one fsync; [`Pending::durable`] tells when, or why not.
+    ///
+    /// # Errors
+    /// As [`Emitter::emit`].
+    pub async fn queue(&self, event: Event) -> Result<Pending, SpoolError> {
+        match &self.inner {
+            Inner::Spool { .. } => self.send(self.line(event)?, false).await,
+            Inner::Memory(sender) => {
+                sender.send(event).await.map_err(|_| self.stopped())?;
+                Ok(Pending {
+                    answer: None,
+                    path: self.path(),
+                })
+            }
+        }
+    }
+
     /// For events that need not be durable before going on. They are tried again while the disk is full; what
     /// can't be kept is logged and counted (`postern_audit_dropped_total`).
     pub fn emit_later(&self, event: Event) {
@@ -165,7 +186,11 @@ impl Emitter {
         let sent = match &self.inner {
             Inner::Spool { to_writer, .. } => self.line(event).map(|bytes| {
                 to_writer
-                    .try_send(Message::Write(Line { bytes, ack: None }))
+                    .try_send(Message::Write(Line {
+                        bytes,
+                        urgent: false,
+                        ack: None,
+                    }))
                     .is_ok()
             }),
             Inner::Memory(sender) => Ok(sender.try_send(event).is_ok()),
@@ -212,38 +237,90 @@ impl Emitter {
     }
 
     async fn write(&self, bytes: Vec<u8>) -> Result<(), SpoolError> {
-        let Inner::Spool { to_writer, .. } = &self.inner else {
-            return Ok(());
-        };
+        self.send(bytes, true).await?.durable().await
+    }
+
+    async fn send(&self, bytes: Vec<u8>, urgent: bool) -> Result<Pending, SpoolError> {
         let (ack, answer) = oneshot::channel();
         let line = Line {
             bytes,
+            urgent,
             ack: Some(ack),
         };
-        to_writer
-            .send(Message::Write(line))
-            .await
-            .map_err(|_| self.stopped())?;
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+        if let Inner::Spool { to_writer, .. } = &self.inner {
+            let sent = to_writer.send(Message::Write(line)).await;
+            sent.map_err(|_| self.stopped())?;
+        }
+        Ok(Pending {
+            answer: Some(answer),
+            path: self.path(),
+        })
     }
 
     fn line(&self, event: Event) -> Result<Vec<u8>, SpoolError> {
-        let event = event.fitted();
-        let mut bytes = serde_json::to_vec(&event).map_err(|e| self.error(e.to_string()))?;
+        let json = |event: &Event| serde_json::to_vec(event).map_err(|e| self.error(e.to_string()));
+        let mut bytes = json(&event)?;
+        // Hardly ever, so that none is written twice to see how long it is.
+        if bytes.len() > MAX_EVENT {
+            bytes = json(&event.fitted())?;
+        }
         bytes.push(b'\n');
         Ok(bytes)
     }
 
     fn stopped(&self) -> SpoolError {
-        self.error("the writer has stopped; the process is ending".to_owned())
+        stopped(&self.path())
     }
 
     fn error(&self, why: String) -> SpoolError {
-        let path = match &self.inner {
-            Inner::Spool { path, .. } => path.clone(),
-            Inner::Memory(_) => "(memory)".to_owned(),
-        };
+        let path = self.path().to_string();
         SpoolError { path, why }
+    }
+
+    fn path(&self) -> Arc<str> {
+        match &self.inner {
+            Inner::Spool { path, .. } => path.clone(),
+            Inner::Memory(_) => "(memory)".into(),
+        }
+    }
+}
+
+fn stopped(path: &str) -> SpoolError {
+    SpoolError {
+        path: path.to_owned(),
+        why: "the writer has stopped; the process is ending".to_owned(),
+    }
+}
+
+/// An event on its way to the disk.
+#[derive(Debug)]
+pub struct Pending {
+    answer: Option<oneshot::Receiver<Result<(), SpoolError>>>,
+    path: Arc<str>,
+}
+
+impl Pending {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// As [`Emitter::emit`]; the event is not recorded then.
+    pub async fn durable(self) -> Result<(), SpoolError> {
+        match self.answer {
+            None => Ok(()),
+            Some(answer) => answer.await.unwrap_or_else(|_| Err(stopped(&self.path))),
+        }
+    }
+
+    /// Whether it is there already; `None`: not yet.
+    pub fn poll(&mut self) -> Option<Result<(), SpoolError>> {
+        let Some(answer) = &mut self.answer else {
+            return Some(Ok(()));
+        };
+        match answer.try_recv() {
+            Ok(result) => Some(result),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(stopped(&self.path))),
+        }
     }
 }
 
@@ -353,7 +430,7 @@ impl Spool {
         let (to_writer, messages) = mpsc::channel(QUEUE);
         tokio::spawn(writer.run(messages));
         let inner = Inner::Spool {
-            path: dir.display().to_string(),
+            path: dir.display().to_string().into(),
             to_writer: to_writer.clone(),
             progress: progress.clone(),
         };

@@ -11,8 +11,8 @@ use postern_api::v1::agent_service_server::AgentService;
 use postern_api::v1::join_service_server::JoinService;
 use postern_api::v1::{
     Alive, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, LeaveRequest,
-    LeaveResponse, Reset, SnapshotEnd, SubmitEventsRequest, SubmitEventsResponse, WatchEvent,
-    WatchRequest, watch_event,
+    LeaveResponse, Reset, SignDbClientRequest, SignDbClientResponse, SnapshotEnd,
+    SubmitEventsRequest, SubmitEventsResponse, WatchEvent, WatchRequest, watch_event,
 };
 use postern_audit::{Event, names};
 use postern_identity::check_label;
@@ -106,6 +106,16 @@ impl AgentService for Agents {
         let caller = caller::agent(&self.0, &req, "AgentService/Leave").await?;
         crate::admin::leave(&self.0, &caller.id).await?;
         Ok(Response::new(LeaveResponse {}))
+    }
+
+    async fn sign_db_client(
+        &self,
+        req: Request<SignDbClientRequest>,
+    ) -> Result<Response<SignDbClientResponse>, Status> {
+        let caller = caller::agent(&self.0, &req, "AgentService/SignDbClient").await?;
+        crate::databases::sign_client(&self.0, &caller, req.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 

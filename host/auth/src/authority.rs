@@ -248,6 +248,42 @@ impl Authority {
             not_after_unix: unix(v.not_after),
         })
     }
+
+    /// For one connection to a database: DER, and when it ends.
+    pub fn sign_db_client(
+        &self,
+        spki: &[u8],
+        account: &str,
+        user: &str,
+        ttl: Duration,
+    ) -> Result<(Vec<u8>, i64), AuthError> {
+        let v = Validity::for_ttl(ttl);
+        let der = self
+            .ca(CaKind::DbClient)?
+            .sign_tls_db_client(spki, account, user, v)
+            .map_err(AuthError::ca)?;
+        Ok((der, unix(v.not_after)))
+    }
+
+    /// For a database itself: leaf and CA as PEM, and when it ends.
+    pub fn sign_db_server(
+        &self,
+        spki: &[u8],
+        names: &[String],
+        ttl: Duration,
+    ) -> Result<(String, i64), AuthError> {
+        let v = Validity::for_ttl(ttl);
+        let ca = self.ca(CaKind::DbServer)?;
+        let leaf = ca.sign_tls_server(spki, names, v).map_err(AuthError::ca)?;
+        let pem = format!("{}{}", cert_pem(&leaf), ca.public().x509_pem);
+        Ok((pem, unix(v.not_after)))
+    }
+
+    /// The CA that databases trust their clients by, PEM.
+    pub fn db_client_ca(&self) -> String {
+        let cas = self.trust.of(CaKind::DbClient);
+        cas.map(|ca| ca.x509_pem.as_str()).collect()
+    }
 }
 
 fn key(kind: CaKind) -> String {

@@ -14,6 +14,7 @@ mod audit_log;
 mod authority;
 mod budget;
 mod caller;
+mod databases;
 mod db;
 mod error;
 mod inventory;

@@ -72,7 +72,8 @@ fn visible(
         if !wanted.kind.is_empty() && wanted.kind != *kind {
             continue;
         }
-        let literal = rules.allowed_principals(kind, "logins");
+        let principal = login_principal(kind);
+        let literal = rules.allowed_principals(kind, principal);
         for resource in &seen.announced.resources {
             let target = Target {
                 kind,
@@ -86,7 +87,7 @@ fn visible(
             if !matches || !rules.decide(&target, &[]).is_allow() {
                 continue;
             }
-            let here = |login: &&String| rules.decide(&target, &[("logins", login)]).is_allow();
+            let here = |login: &&String| rules.decide(&target, &[(principal, login)]).is_allow();
             let id = ResourceId {
                 kind: kind.clone(),
                 name: resource.name.clone(),
@@ -112,4 +113,12 @@ fn visible(
         }
     }
     views.into_values().collect()
+}
+
+/// The principal type by which one is somebody at a resource of this kind.
+fn login_principal(kind: &str) -> &'static str {
+    match kind {
+        "postgres" => "db_users",
+        _ => "logins",
+    }
 }

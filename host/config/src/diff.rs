@@ -23,7 +23,8 @@ pub enum Change {
         /// Its name in `[services]`.
         name: String,
         /// Which keys differ: `plugin`, `kind`, `sha256`, `settings`, `limits`, `rollback`, `join_params`, `ssh`, and of its
-        /// resources `resources` (one more or less), `labels`, `direct`, `address`.
+        /// resources `resources` (one more or less), `labels`, `direct`, `address`,
+        /// `tls`, `auth`, `admin`.
         what: Vec<&'static str>,
     },
     /// `~ agent: ca_pin`: concerns all services, without a restart.
@@ -195,10 +196,10 @@ fn service(a: &Service, b: &Service) -> Vec<&'static str> {
         ("resources", old.keys().eq(new.keys())),
         ("labels", same(|x, y| x.labels == y.labels)),
         ("direct", same(|x, y| x.direct == y.direct)),
-        (
-            "address",
-            same(|x, y| x.address == y.address && x.tls == y.tls),
-        ),
+        ("address", same(|x, y| x.address == y.address)),
+        ("tls", same(|x, y| x.tls == y.tls)),
+        ("auth", same(|x, y| x.auth == y.auth)),
+        ("admin", same(|x, y| x.admin == y.admin)),
     ])
 }
 

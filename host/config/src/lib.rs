@@ -8,7 +8,7 @@
 //! - [`diff`]: what changed between two configurations, as a person reads it;
 //! - [`reference`]: `docs/configuration.md`, made from the types.
 //!
-//! Nothing here reads the environment, and nothing but the files named is opened.
+//! Nothing here reads the environment but [`SecretSource::read`], and nothing but the files named is opened.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -21,6 +21,7 @@ mod model;
 mod reference;
 mod secret;
 mod shape;
+mod upstream;
 mod validate;
 
 pub use address::{Address, AddressError};
@@ -29,8 +30,11 @@ pub use error::{ConfigError, Diagnostic};
 pub use load::{load, parse, sources};
 pub use model::{
     Agent, Auth, CertFiles, Config, Diag, JoinParams, Limits, LockMode, Log, LogFormat, Proxy,
-    Resource, Rollback, Service, SshOptions, Transport, UpstreamTls,
+    Resource, Rollback, Service, SshOptions, Transport,
 };
 pub use reference::reference;
 pub use secret::{Secret, SecretFileError};
+pub use upstream::{
+    ANY_ACCOUNT, SecretError, SecretSource, TlsMode, UpstreamAdmin, UpstreamAuth, UpstreamTls,
+};
 pub use validate::{RESERVED_KINDS, warnings};

@@ -2,7 +2,7 @@
 //! errors with their places.
 
 use crate::{
-    Address, Agent, Config, ConfigError, Diagnostic, JoinParams,
+    Address, Agent, Config, ConfigError, Diagnostic, JoinParams, UpstreamAuth,
     keypath::{KeyPath, at},
     shape::{self, Finding, Place, Walk},
     validate,
@@ -353,6 +353,24 @@ fn resolve_paths(config: &mut Config, walk: &Walk, sources: &[Source]) {
             &mut service.join_params,
             at!["services", name, "join_params"],
         );
+        for (n, resource) in service.resources.iter_mut().enumerate() {
+            let path = |key: &str| at!["services", name, "resources", n, key];
+            if let Some(file) = resource.tls.as_mut().and_then(|tls| tls.ca_file.as_mut()) {
+                fix(file, path("tls"));
+            }
+            if let Some(UpstreamAuth::Password { passwords }) = &mut resource.auth {
+                for file in passwords.values_mut().filter_map(|s| s.file.as_mut()) {
+                    fix(file, path("auth"));
+                }
+            }
+            if let Some(file) = resource
+                .admin
+                .as_mut()
+                .and_then(|a| a.password.file.as_mut())
+            {
+                fix(file, path("admin"));
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The configuration as types. Doc comments here are what an operator reads in
 //! `docs/configuration.md`; defaults stand in the `Default` implementations alone.
 
-use crate::Secret;
+use crate::{Secret, UpstreamAdmin, UpstreamAuth, UpstreamTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -327,18 +327,13 @@ pub struct Resource {
     /// What the agent dials: `host:port` or `unix:/path`. Not for SSH, which this host serves itself.
     #[schemars(extend("format" = "address"))]
     pub address: Option<String>,
-    /// TLS towards `address`. Not read from the file yet: a key that did nothing would be a trap.
-    #[serde(skip)]
+    /// How the agent verifies the server at `address`, where the plugin speaks TLS with it (`postgres`).
     pub tls: Option<UpstreamTls>,
-}
-
-/// How the agent verifies the server behind a resource.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct UpstreamTls {
-    /// CAs that may have issued its certificate. Default: the cluster's `db-server` CA.
-    pub ca_file: Option<PathBuf>,
-    /// The name in its certificate. Default: the host in `address`.
-    pub server_name: Option<String>,
+    /// How the agent logs in at the server, where the plugin leaves that to it (`postgres`). Default: with a
+    /// certificate.
+    pub auth: Option<UpstreamAuth>,
+    /// The account that makes accounts for users who have none, where the plugin does that.
+    pub admin: Option<UpstreamAdmin>,
 }
 
 /// `[services.<name>.ssh]`

@@ -104,6 +104,7 @@ impl<'s> Manual<'s> {
             let value = match entry {
                 Entry::Value => value_type(property, inner),
                 Entry::JoinParams => "[join parameters](#join-parameters)".to_owned(),
+                Entry::Methods(_) => "[login at the server](#login-at-the-server)".to_owned(),
                 Entry::Table(_) | Entry::Named(_) => "table".to_owned(),
                 Entry::List(_) => "list of tables".to_owned(),
             };
@@ -136,39 +137,40 @@ impl<'s> Manual<'s> {
                 Entry::JoinParams => {
                     self.join_params_done = true;
                     let schema = resolve(self.root, &schema["properties"][key]);
-                    self.join_params(schema);
+                    self.methods("Join parameters", key, schema);
                 }
+                Entry::Methods(schema) => self.methods("Login at the server", key, schema),
             }
         }
     }
 
-    fn join_params(&mut self, schema: &'s Json) {
+    /// One of several methods, each with keys of its own.
+    fn methods(&mut self, title: &str, key: &str, schema: &'s Json) {
         let text = description(schema).unwrap_or_default();
         let _ = writeln!(
             self.out,
-            "\n## Join parameters\n\n{text} Used as `join_params = {{ method = \"…\", … }}`."
+            "\n## {title}\n\n{text} Used as `{key} = {{ method = \"…\", … }}`."
         );
         for variant in schema["oneOf"].as_array().into_iter().flatten() {
             let method = variant["properties"]["method"]["const"]
                 .as_str()
                 .unwrap_or_default();
             let text = description(variant).unwrap_or_default();
-            let _ = writeln!(
-                self.out,
-                "\n`method = \"{method}\"`: {text}\n\n| key | value | |\n| --- | --- | --- |"
-            );
+            let _ = writeln!(self.out, "\n`method = \"{method}\"`: {text}");
             let mut properties: Vec<_> = variant["properties"]
                 .as_object()
                 .into_iter()
                 .flatten()
+                .filter(|(key, _)| *key != "method")
                 .collect();
             properties.sort_by_key(|(key, _)| *key);
+            if !properties.is_empty() {
+                let _ = writeln!(self.out, "\n| key | value | |\n| --- | --- | --- |");
+            }
             for (key, property) in properties {
-                if key != "method" {
-                    let value = value_type(property, resolve(self.root, property));
-                    let text = description(property).unwrap_or_default();
-                    let _ = writeln!(self.out, "| `{key}` | {value} | {text} |");
-                }
+                let value = value_type(property, resolve(self.root, property));
+                let text = description(property).unwrap_or_default();
+                let _ = writeln!(self.out, "| `{key}` | {value} | {text} |");
             }
         }
     }
@@ -181,12 +183,16 @@ enum Entry<'s> {
     Named(&'s Json),
     List(&'s Json),
     JoinParams,
+    Methods(&'s Json),
 }
 
 impl<'s> Entry<'s> {
     fn of(root: &'s Json, key: &str, property: &'s Json, inner: &'s Json) -> Self {
         if key == "join_params" {
             return Entry::JoinParams;
+        }
+        if inner["oneOf"][0]["properties"]["method"].is_object() {
+            return Entry::Methods(inner);
         }
         if inner["properties"].is_object() {
             return Entry::Table(inner);

@@ -1,4 +1,4 @@
-//! Values that must never be shown: join tokens.
+//! Values that must never be shown: join tokens, passwords.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::{
@@ -11,7 +11,17 @@ use std::{
 use zeroize::Zeroizing;
 
 /// A join token has 44 bytes, an ID token one to three KB; anything larger is some other file.
-const MAX_FILE: u64 = 16 * 1024;
+pub(crate) const MAX_SECRET_FILE: u64 = 16 * 1024;
+
+/// A file's text, or the first bytes beyond [`MAX_SECRET_FILE`].
+pub(crate) fn read_small(path: &Path) -> std::io::Result<Zeroizing<String>> {
+    // With room for all of it at once: a growing buffer leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_SECRET_FILE as usize + 2));
+    File::open(path)?
+        .take(MAX_SECRET_FILE + 1)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
 
 /// A string that is wiped when dropped and never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -83,15 +93,14 @@ pub enum SecretFileError {
 impl Secret {
     /// Reads a file that holds one word and nothing else: a join token, an ID token.
     pub fn read(path: &Path) -> Result<Self, SecretFileError> {
-        let mut text = Zeroizing::new(String::new());
-        let read =
-            File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+        let read = read_small(path);
         let path = path.to_owned();
-        if let Err(source) = read {
-            return Err(SecretFileError::Read { path, source });
-        }
+        let text = match read {
+            Ok(text) => text,
+            Err(source) => return Err(SecretFileError::Read { path, source }),
+        };
         let word = text.trim();
-        let why = if text.len() as u64 > MAX_FILE {
+        let why = if text.len() as u64 > MAX_SECRET_FILE {
             "is larger than 16 KB"
         } else if word.is_empty() {
             "is empty"

@@ -1,7 +1,7 @@
 //! What the types can't say: names, addresses, pins, and which settings need which others.
 
 use crate::{
-    Address, Config, JoinParams, Service,
+    Address, Config, JoinParams, Resource, SecretSource, Service, TlsMode, UpstreamAuth,
     keypath::{KeyPath, at, in_table, key},
 };
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -88,6 +88,15 @@ pub fn warnings(config: &Config) -> Vec<String> {
             out.push(format!(
                 "[services.{name}] has no sha256: whatever is at {} is loaded",
                 service.plugin
+            ));
+        }
+        let insecure =
+            |r: &&Resource| (r.tls.as_ref()).is_some_and(|tls| tls.mode == TlsMode::Insecure);
+        for resource in service.resources.iter().filter(insecure) {
+            out.push(format!(
+                "resource {:?} of service {name:?} has tls.mode = \"insecure\": whoever is between this host and {} can pose as it, and read and change everything; use \"verify-full\" with ca_file",
+                resource.name,
+                resource.address.as_deref().unwrap_or("the server")
             ));
         }
         if service.enabled && service.resources.is_empty() {
@@ -315,7 +324,74 @@ impl Check {
                     );
                 }
             }
+            self.upstream(resource, path);
         }
+    }
+
+    /// How the server behind a resource is met.
+    fn upstream(&mut self, resource: &Resource, path: impl Fn(&str) -> KeyPath) {
+        if let Some(tls) = &resource.tls {
+            for (set, key) in [
+                (tls.ca_file.is_some(), "ca_file"),
+                (tls.server_name.is_some(), "server_name"),
+            ] {
+                let unused = match tls.mode {
+                    TlsMode::Insecure => true,
+                    TlsMode::VerifyCa => key == "server_name",
+                    TlsMode::VerifyFull => false,
+                };
+                if set && unused {
+                    let mut at = path("tls");
+                    at.push(key.into());
+                    let table = in_table(&path("tls"));
+                    self.wrong(
+                        at,
+                        format!("key {key:?}{table} is not looked at with this mode; remove it, or set mode = \"verify-full\""),
+                    );
+                }
+            }
+        }
+        if let Some(UpstreamAuth::Password { passwords }) = &resource.auth {
+            if passwords.is_empty() {
+                let message = format!(
+                    "no passwords{}; write for example: passwords = {{ app = {{ file = \"app.password\" }} }}",
+                    in_table(&path("auth"))
+                );
+                self.missing(path("auth"), message);
+            }
+            for (account, source) in passwords {
+                let mut at = path("auth");
+                at.extend(["passwords".into(), account.into()]);
+                self.secret(source, at);
+            }
+        }
+        if let Some(admin) = &resource.admin {
+            let mut at = path("admin");
+            if admin.user.is_empty() {
+                at.push("user".into());
+                self.wrong(at.clone(), format!("{} must not be empty", key(&at)));
+                at.pop();
+            }
+            at.push("password".into());
+            self.secret(&admin.password, at);
+        }
+    }
+
+    fn secret(&mut self, source: &SecretSource, at: KeyPath) {
+        let said = match (&source.file, &source.env) {
+            (Some(_), Some(_)) => "both file and env",
+            (None, None) => "neither file nor env",
+            (Some(file), None) if file.as_os_str().is_empty() => "an empty file",
+            (None, Some(env)) if env.is_empty() || env.contains(['=', '\0']) => {
+                "an env that is no name"
+            }
+            _ => return,
+        };
+        let table = in_table(&at);
+        self.wrong(
+            at,
+            format!("{said}{table}; write {{ file = \"/path\" }} or {{ env = \"NAME\" }}"),
+        );
     }
 
     fn address(&mut self, value: &str, at: KeyPath) {

@@ -31,6 +31,21 @@ pub struct AgentIdentity {
     pub service: String,
 }
 
+impl AgentIdentity {
+    /// Where a plaintext cancel request finds this service: the first 4 bytes of the cancel keys that it gives away. Both ends
+    /// of a tunnel know it without being told. Positive, as the process ids are in whose place it stands. Two services may
+    /// share one, about once in two thousand million; whoever routes by it asks both.
+    pub fn cancel_route(&self) -> u32 {
+        use aws_lc_rs::digest::{SHA256, digest};
+        let text = format!("postern cancel {}/{}", self.host_id, self.service);
+        let hash = digest(&SHA256, text.as_bytes());
+        let [a, b, c, d, ..] = *hash.as_ref() else {
+            return 1;
+        };
+        (u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff).max(1)
+    }
+}
+
 /// What an agent's SSH certificate says: who, and which resources it may announce over a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentCertInfo {

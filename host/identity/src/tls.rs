@@ -1,6 +1,7 @@
 //! rustls configurations for every leg: TLS 1.3 by default, aws-lc-rs, our CAs only.
 
 mod pinned;
+mod upstream;
 
 use crate::{CaKind, CaPin, CaPublic, TrustBundle, pem};
 use rustls::client::Resumption;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 pub use pinned::PinMismatch;
+pub use upstream::{ServerCheck, client_upstream, server_end_point};
 
 /// TLS 1.3 alone: what [`server`], [`client`] and [`client_pinned`] speak.
 pub const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];

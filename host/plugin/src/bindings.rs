@@ -135,24 +135,29 @@ pub(crate) fn step(s: wit_codec::Step) -> types::Step {
         W::StartTls(s) => S::StartTls(side(s)),
         W::Answer(c) => S::Answer(types::Challenge {
             method: c.method,
+            account: c.account,
             data: c.data,
         }),
-        W::SendSecret(parts) => S::SendSecret(
-            parts
-                .into_iter()
-                .map(|p| match p {
-                    wit_codec::TemplatePart::Bytes(b) => types::TemplatePart::Bytes(b),
-                    wit_codec::TemplatePart::Secret => types::TemplatePart::Secret,
-                    wit_codec::TemplatePart::LengthU32Be(n) => types::TemplatePart::LengthU32Be(n),
-                })
-                .collect(),
-        ),
+        W::SendSecret(m) => S::SendSecret(types::SecretMessage {
+            account: m.account,
+            parts: m.parts.into_iter().map(part).collect(),
+        }),
+        W::OfferCancel((key, room)) => S::OfferCancel(key, room),
+        W::FindCancel(key) => S::FindCancel(key),
         W::Event(e) => S::Event(types::PluginEvent {
             name: e.name,
             fields: e.fields,
         }),
         W::Splice(s) => S::Splice(side(s)),
         W::Close(reason) => S::Close(reason),
+    }
+}
+
+fn part(p: wit_codec::TemplatePart) -> types::TemplatePart {
+    match p {
+        wit_codec::TemplatePart::Bytes(b) => types::TemplatePart::Bytes(b),
+        wit_codec::TemplatePart::Secret => types::TemplatePart::Secret,
+        wit_codec::TemplatePart::LengthU32Be(n) => types::TemplatePart::LengthU32Be(n),
     }
 }
 
@@ -170,6 +175,9 @@ pub(crate) fn wit_result(r: types::StepResult) -> wit_codec::StepResult {
         S::AnswerFailed(why) => W::AnswerFailed(why),
         S::SecretSent => W::SecretSent,
         S::SecretFailed(why) => W::SecretFailed(why),
+        S::CancelKey(key) => W::CancelKey(key),
+        S::CancelFound(key) => W::CancelFound(key),
+        S::CancelUnknown => W::CancelUnknown,
     }
 }
 

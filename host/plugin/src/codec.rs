@@ -3,7 +3,7 @@
 use crate::bindings::{self, codec as world};
 use crate::error::{Cause, PluginError};
 use crate::instance::{Live, call};
-use crate::types::{Side, Step, StepResult};
+use crate::types::{Endpoint, Side, Step, StepResult};
 use wasmtime::component::ResourceAny;
 
 /// Steps in one answer.
@@ -119,6 +119,11 @@ impl Codec {
             )),
             Step::SendSecret(_) if !d.wants.send_secret => {
                 Some("it asked for send-secret, which it did not announce".into())
+            }
+            Step::OfferCancel(..) | Step::FindCancel(_)
+                if !d.wants.endpoints.contains(&Endpoint::Cancel) =>
+            {
+                Some("it asked about a cancel key, but did not announce endpoint Cancel".into())
             }
             Step::Authorize(asked) => asked
                 .iter()

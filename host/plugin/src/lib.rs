@@ -10,6 +10,7 @@
 #![deny(unsafe_code)] // cache.rs loads our own machine code, compile.rs lowers a thread's priority
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod asking;
 mod bindings;
 mod cache;
 mod codec;
@@ -31,6 +32,7 @@ mod ticker;
 mod trusted;
 mod types;
 
+pub use asking::Asking;
 pub use codec::Codec;
 pub use error::{Cause, PluginError, SettingsProblem, TrapKind};
 pub use load::Runtime;

@@ -174,7 +174,11 @@ pub enum Step {
     Connect(Endpoint),
     StartTls(Side),
     Answer(Challenge),
-    SendSecret(Vec<TemplatePart>),
+    SendSecret(SecretMessage),
+    /// The upstream's key, and the bytes that the client's may have.
+    OfferCancel(Vec<u8>, u32),
+    /// A key that a client has shown.
+    FindCancel(Vec<u8>),
     Event(PluginEvent),
     Splice(Side),
     Close(Option<String>),
@@ -183,7 +187,16 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
     pub method: String,
+    /// Whose secret answers it, as the upstream calls it.
+    pub account: String,
     pub data: Vec<u8>,
+}
+
+/// A message with a secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretMessage {
+    pub account: String,
+    pub parts: Vec<TemplatePart>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +220,9 @@ pub enum StepResult {
     AnswerFailed(String),
     SecretSent,
     SecretFailed(String),
+    CancelKey(Vec<u8>),
+    CancelFound(Vec<u8>),
+    CancelUnknown,
 }
 
 /// An audit event as a plugin words it; the host adds who, where and when.

@@ -30,6 +30,7 @@ Examples:
   postern login --proxy proxy.example.com:443 --user alice
   postern ls ssh env=prod
   postern ssh root@web-1
+  postern db connect orders --db-user app --db-name orders
   postern proxy orders --port 5432
   postern config >> ~/.ssh/config     then: scp, sftp, rsync, ansible with web-1.ssh.CLUSTER
 
@@ -73,6 +74,7 @@ pub enum Command {
     )]
     Config,
     Proxy(cmd::proxy::ProxyArgs),
+    Db(cmd::db::DbArgs),
     Tokens(cmd::tokens::TokensArgs),
     Users(cmd::users::UsersArgs),
     Roles(cmd::roles::RolesArgs),

@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod audit;
 pub mod config;
+pub mod db;
 pub mod locks;
 pub mod login;
 pub mod logout;

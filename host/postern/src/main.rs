@@ -29,11 +29,11 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let result = match cmd::proxy::short_way(&args) {
-        Some(request) => block_on(cmd::proxy::stdio(request)),
+        Some(request) => block_on(cmd::proxy::stdio(request)).map(|()| 0),
         None => run(cli::Cli::parse()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             // One line: inside ssh this is all the user sees of us.
             eprintln!("postern: {failure}");
@@ -42,7 +42,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: cli::Cli) -> Result<(), Failure> {
+/// The exit status.
+fn run(cli: cli::Cli) -> Result<u8, Failure> {
     use cli::Command;
     let cli::Cli { global, command } = cli;
     match command {
@@ -53,6 +54,7 @@ fn run(cli: cli::Cli) -> Result<(), Failure> {
         Command::Ssh(args) => cmd::ssh::run(&global, args),
         Command::Config => cmd::config::run(&global),
         Command::Proxy(args) => block_on(cmd::proxy::run(&global, args)),
+        Command::Db(args) => return block_on(cmd::db::run(&global, args)),
         Command::Tokens(args) => block_on(cmd::tokens::run(&global, args)),
         Command::Users(args) => block_on(cmd::users::run(&global, args)),
         Command::Roles(args) => block_on(cmd::roles::run(&global, args)),
@@ -60,6 +62,7 @@ fn run(cli: cli::Cli) -> Result<(), Failure> {
         Command::Locks(args) => block_on(cmd::locks::run(&global, args)),
         Command::Audit(args) => block_on(cmd::audit::run(&global, args)),
     }
+    .map(|()| 0)
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -22,6 +22,7 @@ const TLS_CERT: &str = "tls.crt";
 const SSH_KEY: &str = "id_ed25519";
 const SSH_CERT: &str = "id_ed25519-cert.pub";
 const TRUST: &str = "trust.json";
+const HOST_CA: &str = "host-ca.pem";
 const KNOWN_HOSTS: &str = "known_hosts";
 /// A certificate with less than this to live, in seconds, is as good as expired: the agent looks at it again once the
 /// connection has got there, and OpenSSH would only say "Permission denied".
@@ -89,6 +90,25 @@ impl Home {
     }
     pub fn known_hosts(&self) -> PathBuf {
         self.0.join(KNOWN_HOSTS)
+    }
+
+    pub fn tls_cert(&self) -> PathBuf {
+        self.0.join(TLS_CERT)
+    }
+    pub fn tls_key(&self) -> PathBuf {
+        self.0.join(TLS_KEY)
+    }
+
+    /// A PEM file with the cluster's host CA, for clients that verify agents themselves.
+    pub fn host_ca(&self) -> Result<PathBuf, Failure> {
+        let path = self.0.join(HOST_CA);
+        let trust = self.trust()?;
+        let pem: String = trust
+            .of(CaKind::Host)
+            .map(|ca| ca.x509_pem.as_str())
+            .collect();
+        store::write_secret(&path, pem.as_bytes())?;
+        Ok(path)
     }
 
     /// The profile, if there ever was a login.
@@ -170,7 +190,10 @@ impl Home {
     /// Deletes everything we wrote.
     pub fn forget(&self) -> Result<bool, Failure> {
         let mut had = false;
-        for name in SECRETS.into_iter().chain([PROFILE, TRUST, KNOWN_HOSTS]) {
+        for name in SECRETS
+            .into_iter()
+            .chain([PROFILE, TRUST, KNOWN_HOSTS, HOST_CA])
+        {
             had |= remove(&self.0.join(name))?;
         }
         // Only if nothing else is in it.

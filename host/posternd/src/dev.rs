@@ -148,7 +148,7 @@ async fn join_agent(dir: &Path, admin: &mut AdminServiceClient<Channel>) -> anyh
     let token = admin
         .create_token(v1::CreateTokenRequest {
             // What can be tried by editing the configuration.
-            kinds: vec!["ssh".into(), "tcp".into()],
+            kinds: vec!["ssh".into(), "tcp".into(), "postgres".into()],
             ttl_seconds: 300,
             uses: 1,
             ..Default::default()

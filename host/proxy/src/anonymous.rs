@@ -1,5 +1,5 @@
 //! How much those who have not said who they are may occupy: connections in all, connections per source, and
-//! how often a source may be passed through to an agent.
+//! how often a source may be passed through to an agent, or ask one to cancel something.
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::collections::HashMap;
@@ -18,6 +18,9 @@ const MAX_PASSED_PER_SOURCE: usize = 1024;
 /// ClientHellos passed through to agents, per source.
 const DIRECT_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
 const DIRECT_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// Cancel requests passed on to agents, per source.
+const CANCEL_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
+const CANCEL_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
 /// Sources remembered by the rate limiter before it forgets the idle ones.
 const FORGET_ABOVE: usize = 10_000;
 
@@ -34,6 +37,7 @@ pub(crate) struct Budget {
     max_total: usize,
     max_per_source: usize,
     direct: DefaultKeyedRateLimiter<IpAddr>,
+    cancel: DefaultKeyedRateLimiter<IpAddr>,
 }
 
 #[derive(Default)]
@@ -67,6 +71,9 @@ impl Budget {
             direct: RateLimiter::keyed(
                 Quota::per_second(DIRECT_PER_SECOND).allow_burst(DIRECT_BURST),
             ),
+            cancel: RateLimiter::keyed(
+                Quota::per_second(CANCEL_PER_SECOND).allow_burst(CANCEL_BURST),
+            ),
         }
     }
 
@@ -91,11 +98,20 @@ impl Budget {
 
     /// Whether this source may be passed through to an agent now.
     pub fn direct(&self, peer: SocketAddr) -> bool {
-        if self.direct.len() > FORGET_ABOVE {
-            self.direct.retain_recent();
-        }
-        self.direct.check_key(&source(peer)).is_ok()
+        allowed(&self.direct, peer)
     }
+
+    /// Whether a cancel request of this source may be passed on now: its keys must not be guessed.
+    pub fn cancel(&self, peer: SocketAddr) -> bool {
+        allowed(&self.cancel, peer)
+    }
+}
+
+fn allowed(limit: &DefaultKeyedRateLimiter<IpAddr>, peer: SocketAddr) -> bool {
+    if limit.len() > FORGET_ABOVE {
+        limit.retain_recent();
+    }
+    limit.check_key(&source(peer)).is_ok()
 }
 
 impl Drop for Permit {

@@ -127,6 +127,7 @@ pub(crate) async fn to_agent(
         source: peer.to_string(),
         user: None,
         direct: true,
+        cancel: false,
         trace: uuid::Uuid::now_v7().to_string(),
     };
     let mut stream = match registry.open(&id, header).await {

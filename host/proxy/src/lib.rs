@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod anonymous;
+mod cancel;
 mod direct;
 mod error;
 mod hello;

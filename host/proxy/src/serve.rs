@@ -2,6 +2,7 @@
 //! ten seconds.
 
 use crate::anonymous::Permit;
+use crate::cancel::{self, CancelRequest};
 use crate::direct::{self, Alert};
 use crate::hello::{Hello, read_hello};
 use crate::prefixed::Prefixed;
@@ -32,6 +33,7 @@ const READ_AHEAD: usize = 32 * 1024;
 /// What a connection turned out to be.
 enum Begun {
     Ssh(Vec<u8>),
+    Cancel(CancelRequest),
     Tls(Hello),
 }
 
@@ -77,6 +79,7 @@ async fn routed(
             Box::pin(shared.tunnel.serve_until(io, peer, deadline, permit)).await;
             return ("ssh", "ok");
         }
+        Begun::Cancel(request) => return ("cancel", cancel::pass_on(shared, peer, request).await),
         Begun::Tls(hello) => hello,
     };
     let route = route(&hello, &shared.cluster, &shared.public_host);
@@ -203,6 +206,10 @@ async fn begin(tcp: &mut TcpStream) -> io::Result<Begun> {
                 gssenc = true;
                 bytes.clear();
                 tcp.write_all(b"N").await?;
+            }
+            // Never after we agreed to TLS. Anybody can read it on its way, as with any PostgreSQL.
+            Sniff::PostgresCancel if !tls_only => {
+                return CancelRequest::read(tcp, bytes).await.map(Begun::Cancel);
             }
             Sniff::PostgresSsl if bytes.len() == 8 && !tls_only => {
                 tls_only = true;

@@ -131,6 +131,7 @@ where
         source: peer.to_string(),
         user: Some(user.name.clone()),
         direct: false,
+        cancel: false,
         trace: trace.clone(),
     };
     let registry = shared.tunnel.registry();

@@ -24,7 +24,9 @@ impl CodecHost for Dial {
                 .map_err(|e| e.to_string())?,
         ))
     }
-    fn event(&self, _: PluginEvent) {}
+    async fn event(&self, _: PluginEvent) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 #[derive(Clone)]

@@ -3,14 +3,12 @@
 
 use crate::duplex::{Duplex, Event};
 use crate::{BoxedStream, CodecHost, RelayError, RelayStats};
-use postern_plugin::{Codec, Endpoint, Side, Step, StepResult};
+use postern_plugin::{Asking, Codec, PluginEvent, Side, Step};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Bytes that one answer may send.
 const MAX_SEND: usize = 1 << 20;
-/// Questions in a row without a byte from either side.
-const MAX_QUESTIONS: u32 = 64;
 /// How long a plugin's last words may take to be written.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the client's unread bytes are read away after them.
@@ -25,12 +23,18 @@ pub async fn run_codec(
     let mut run = Run {
         duplex: Duplex::guarded(client),
         codec,
-        authorized: false,
-        denied: false,
-        questions: 0,
+        asking: Asking::default(),
+        verified: false,
         ending: None,
     };
-    match run.guarded(host).await? {
+    let end = match run.guarded(host).await {
+        Ok(end) => end,
+        Err(e) => {
+            run.last_events(&e, host).await;
+            return Err(e);
+        }
+    };
+    match end {
         End::Finished => Ok(stats(run.duplex.written(), None)),
         End::AllNative => {
             // The instance has nothing more to say: give its memory back for the rest of the connection.
@@ -57,12 +61,12 @@ fn stats((to_upstream, to_client): (u64, u64), closed: Option<String>) -> RelayS
     }
 }
 
-struct Run<C> {
-    duplex: Duplex<C, BoxedStream>,
-    codec: Codec,
-    authorized: bool,
-    denied: bool,
-    questions: u32,
+pub(crate) struct Run<C> {
+    pub(crate) duplex: Duplex<C, BoxedStream>,
+    pub(crate) codec: Codec,
+    pub(crate) asking: Asking,
+    /// The upstream is on TLS, and its certificate was verified.
+    pub(crate) verified: bool,
     /// The side whose end the plugin was just told; until it has answered, it may still send to the other.
     ending: Option<Side>,
 }
@@ -86,7 +90,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         let mut steps = self.codec.on_open().await?;
         let mut about = None;
         loop {
-            match self.carry_out(steps, about, host)? {
+            match self.carry_out(steps, about, host).await? {
                 Then::Close(reason) => return Ok(End::Closed(reason)),
                 Then::Ask(question) => {
                     let result = self.ask(question, host).await?;
@@ -102,7 +106,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                 return Ok(End::AllNative);
             }
             let event = self.duplex.next().await?;
-            self.questions = 0;
+            self.asking.heard();
             steps = match event {
                 Event::Finished => return Ok(End::Finished),
                 Event::Input(side) => {
@@ -120,6 +124,22 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         }
     }
 
+    /// A side is gone without a word. What the plugin has to say about that goes on record; nothing else is left to do.
+    async fn last_events(&mut self, why: &RelayError, host: &impl CodecHost) {
+        let side = match why {
+            RelayError::Client(_) => Side::Client,
+            RelayError::Upstream(_) => Side::Upstream,
+            RelayError::Plugin(_) | RelayError::Host(_) => return,
+        };
+        for step in self.codec.on_close(side).await.unwrap_or_default() {
+            if let Step::Event(event) = step
+                && host.event(event).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
     /// The plugin has answered on-close: what it left is dropped, and the other side is told once all is written.
     fn end_told(&mut self) {
         if let Some(side) = self.ending.take() {
@@ -132,7 +152,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
     }
 
     /// Carries out the steps of one answer. `about`: whose input (or end) it answers.
-    fn carry_out(
+    async fn carry_out(
         &mut self,
         steps: Vec<Step>,
         about: Option<Side>,
@@ -152,9 +172,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                     let Some(side) = about else {
                         return Err(self.broke("pass without input"));
                     };
-                    if side == Side::Client && !self.duplex.connected() {
-                        return Err(self.broke("pass to an upstream that is not connected"));
-                    }
+                    self.allowed(self.asking.may_pass(side))?;
                     if !self.duplex.of(side).pass(n as usize) {
                         return Err(self.broke("pass of more bytes than there are"));
                     }
@@ -178,11 +196,9 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                     sent += bytes.len();
                     self.send(Side::Client, &bytes, sent)?;
                 }
-                Step::Event(event) => host.event(event),
+                Step::Event(event) => self.record(event, host).await?,
                 Step::Splice(side) => {
-                    if !self.duplex.connected() {
-                        return Err(self.broke("splice before connect was answered"));
-                    }
+                    self.allowed(self.asking.may_splice())?;
                     self.duplex.of(side).go_native();
                 }
                 Step::Close(reason) => then = Then::Close(reason),
@@ -190,7 +206,9 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                 | Step::Connect(_)
                 | Step::StartTls(_)
                 | Step::Answer(_)
-                | Step::SendSecret(_) => {
+                | Step::SendSecret(_)
+                | Step::OfferCancel(..)
+                | Step::FindCancel(_) => {
                     then = Then::Ask(step);
                 }
             }
@@ -202,6 +220,24 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
             }
         }
         Ok(then)
+    }
+
+    /// Steps after an event wait until the host has it; bytes on their way go on.
+    async fn record(
+        &mut self,
+        event: PluginEvent,
+        host: &impl CodecHost,
+    ) -> Result<(), RelayError> {
+        tokio::select! {
+            biased;
+            done = host.event(event) => done.map_err(RelayError::Host),
+            e = self.duplex.keep_moving() => Err(e),
+        }
+    }
+
+    /// A rule that was broken ends the plugin's instance.
+    pub(crate) fn allowed(&mut self, rule: Result<(), &'static str>) -> Result<(), RelayError> {
+        rule.map_err(|why| self.broke(why))
     }
 
     fn send(&mut self, to: Side, bytes: &[u8], sent: usize) -> Result<(), RelayError> {
@@ -216,72 +252,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         Ok(())
     }
 
-    /// Puts a question to the host, while bytes on their way go on.
-    async fn ask(
-        &mut self,
-        question: Step,
-        host: &impl CodecHost,
-    ) -> Result<StepResult, RelayError> {
-        self.questions += 1;
-        if self.questions > MAX_QUESTIONS {
-            return Err(self.broke("it asks and asks without a byte of input"));
-        }
-        match question {
-            Step::Authorize(asked) => {
-                let verdict = tokio::select! {
-                    v = host.authorize(&asked) => v,
-                    e = self.duplex.keep_moving() => return Err(e),
-                };
-                Ok(match verdict {
-                    Ok(()) => {
-                        self.authorized = true;
-                        StepResult::Authorized
-                    }
-                    Err(why) => {
-                        self.denied = true;
-                        StepResult::Denied(why)
-                    }
-                })
-            }
-            Step::Connect(endpoint) => self.connect(endpoint, host).await,
-            Step::StartTls(_) => Ok(StepResult::TlsFailed(unsupported("start-tls"))),
-            Step::Answer(_) => Ok(StepResult::AnswerFailed(unsupported("answer"))),
-            Step::SendSecret(_) => Ok(StepResult::SecretFailed(unsupported("send-secret"))),
-            other => Err(self.broke(&format!("{other:?} is no question"))),
-        }
-    }
-
-    async fn connect(
-        &mut self,
-        endpoint: Endpoint,
-        host: &impl CodecHost,
-    ) -> Result<StepResult, RelayError> {
-        if !self.authorized || self.denied {
-            return Err(self.broke(
-                "connect without an authorize that was allowed, or after one that was denied",
-            ));
-        }
-        if self.duplex.connected() {
-            return Err(self.broke("connect, but it is connected already"));
-        }
-        let stream = tokio::select! {
-            s = host.connect(endpoint) => s,
-            e = self.duplex.keep_moving() => return Err(e),
-        };
-        Ok(match stream {
-            Ok(stream) => {
-                self.duplex.connect(stream);
-                StepResult::Connected
-            }
-            Err(why) => StepResult::ConnectFailed(why),
-        })
-    }
-
-    fn broke(&mut self, why: &str) -> RelayError {
+    pub(crate) fn broke(&mut self, why: &str) -> RelayError {
         RelayError::Plugin(self.codec.broke_contract(why))
     }
-}
-
-fn unsupported(step: &str) -> String {
-    format!("this version of posternd does not carry out `{step}` yet")
 }

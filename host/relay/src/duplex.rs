@@ -62,8 +62,35 @@ where
         self.upstream.is_some()
     }
 
+    /// From here on the upstream is this one; what an earlier one has sent and nobody has looked at is dropped.
     pub(crate) fn connect(&mut self, upstream: U) {
         self.upstream = Some(upstream);
+        self.to_client.new_source();
+    }
+
+    /// Takes the upstream away, to do something with it that is not copying; give it back by [`Self::put_back`].
+    pub(crate) fn take_upstream(&mut self) -> Option<U> {
+        self.upstream.take()
+    }
+
+    pub(crate) fn put_back(&mut self, upstream: U) {
+        self.upstream = Some(upstream);
+    }
+
+    /// Moves bytes until the upstream has got all that it was sent.
+    pub(crate) async fn flush_upstream(&mut self) -> Result<(), RelayError> {
+        std::future::poll_fn(|cx| {
+            loop {
+                let arrived = self.poll_move(cx)?;
+                if self.upstream.is_none() || self.to_upstream.written_out() {
+                    return Poll::Ready(Ok(()));
+                }
+                if !arrived {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
     }
 
     /// The bytes that this side sends.

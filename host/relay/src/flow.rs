@@ -96,6 +96,19 @@ impl Flow {
         true
     }
 
+    /// All that waits for the sink is out, and flushed.
+    pub(crate) fn written_out(&self) -> bool {
+        self.backlog() == 0 && (!self.unflushed || self.shut)
+    }
+
+    /// What comes next is another source's; undecided bytes of the one before are dropped.
+    pub(crate) fn new_source(&mut self) {
+        self.skip_all();
+        self.fresh = false;
+        self.eof = false;
+        self.ended = false;
+    }
+
     /// Drops all undecided bytes.
     pub(crate) fn skip_all(&mut self) {
         self.end = self.pass;

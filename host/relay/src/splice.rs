@@ -15,6 +15,6 @@ pub async fn splice(
     match duplex.next().await {
         Ok(_) => Ok(duplex.written()),
         Err(RelayError::Client(e) | RelayError::Upstream(e)) => Err(e),
-        Err(RelayError::Plugin(e)) => Err(io::Error::other(e)),
+        Err(e) => Err(io::Error::other(e)),
     }
 }

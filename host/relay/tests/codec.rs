@@ -37,8 +37,9 @@ impl CodecHost for Host {
             Err(e) => Err(e.to_string()),
         }
     }
-    fn event(&self, event: PluginEvent) {
+    async fn event(&self, event: PluginEvent) -> Result<(), String> {
         self.events.lock().unwrap().push(event);
+        Ok(())
     }
 }
 
@@ -539,7 +540,9 @@ async fn a_stalled_side_takes_bounded_memory() {
         async fn connect(&self, _: Endpoint) -> Result<BoxedStream, String> {
             Ok(Box::new(self.0.lock().unwrap().take().unwrap()))
         }
-        fn event(&self, _: PluginEvent) {}
+        async fn event(&self, _: PluginEvent) -> Result<(), String> {
+            Ok(())
+        }
     }
     for mode in ["pass", "copy", "splice"] {
         let (_s, codec) = misbehave(mode).await;

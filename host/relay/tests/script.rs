@@ -20,7 +20,9 @@ impl CodecHost for Host {
         std::mem::forget(theirs);
         Ok(Box::new(ours))
     }
-    fn event(&self, _: PluginEvent) {}
+    async fn event(&self, _: PluginEvent) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// What the relay says when the client has sent `bytes`.

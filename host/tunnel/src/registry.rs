@@ -192,6 +192,37 @@ impl Registry {
         }
     }
 
+    /// Opens a stream to each service whose cancel keys begin with `route` (nearly always one), after writing `header` ahead of
+    /// it, with the kind of the service.
+    pub async fn open_cancel(&self, route: u32, header: StreamHeader) -> Vec<TunnelStream> {
+        let of_route: Vec<(LinkId, String)> = {
+            let state = self.lock();
+            let mine = state.current.iter();
+            let mine = mine.filter(|(identity, _)| identity.cancel_route() == route);
+            mine.filter_map(|(_, id)| Some((*id, state.links.get(id)?.kind.clone())))
+                .collect()
+        };
+        let mut streams = Vec::new();
+        for (link, kind) in of_route {
+            let header = StreamHeader {
+                kind,
+                ..header.clone()
+            };
+            let Ok(header) = encode(&header, MAX_HEADER) else {
+                continue;
+            };
+            let opened = async {
+                let mut stream = self.take(link, Instant::now() + OPEN_TIMEOUT).await?;
+                stream.write_all(&header).await.ok()?;
+                Some(stream)
+            };
+            if let Ok(Some(stream)) = timeout(OPEN_TIMEOUT, opened).await {
+                streams.push(stream);
+            }
+        }
+        streams
+    }
+
     /// An idle stream of this link, at once or as soon as the agent has dialled one.
     async fn take(&self, link: LinkId, until: Instant) -> Option<TunnelStream> {
         let waiting = {

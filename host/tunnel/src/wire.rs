@@ -28,6 +28,9 @@ pub struct StreamHeader {
     /// The client is anonymous so far: an unauthenticated ClientHello was passed through.
     #[serde(default)]
     pub direct: bool,
+    /// A cancel request in plaintext follows, of whatever session has its key; `resource` is empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
     /// Correlates the logs of proxy and agent.
     #[serde(default)]
     pub trace: String,

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use bindings::exports::postern::plugin::codec_service as generated;
 use bindings::exports::postern::plugin::manifest as generated_manifest;
-pub use generated::{Challenge, Step, StepResult, TemplatePart};
+pub use generated::{Challenge, SecretMessage, Step, StepResult, TemplatePart};
 /// Generated; authors need only [`Codec`] and what this module re-exports.
 pub use postern_world_codec as bindings;
 

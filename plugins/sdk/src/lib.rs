@@ -1,4 +1,4 @@
-//! What authors of Postern plugins use: a trait per world, typed settings, globs, logging.
+//! What authors of Postern plugins use: a trait per world, typed settings, globs, logging; for databases messages and events.
 //!
 //! ```ignore
 //! struct Tcp;
@@ -10,7 +10,9 @@
 //! as their result. So it is tested natively, by calling these methods (`cargo test`), and `wit/` explains every item.
 
 pub mod codec;
+pub mod event;
 pub mod glob;
+pub mod input;
 pub mod log;
 pub mod manifest;
 pub mod settings;

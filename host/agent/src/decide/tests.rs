@@ -40,6 +40,9 @@ fn web() -> Offered {
         labels: [("env".to_owned(), "dev".to_owned())].into(),
         direct: false,
         address: None,
+        tls: None,
+        auth: Default::default(),
+        admin: None,
     }
 }
 

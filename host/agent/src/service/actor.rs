@@ -235,6 +235,7 @@ impl Actor<'_> {
             offered: spec.offered.clone(),
             held: self.home.held(),
             audit: self.home.audit.clone(),
+            auth: self.home.auth.subscribe(),
             options: spec.service.clone(),
             own_sockets: spec.common.own_sockets.clone(),
         }

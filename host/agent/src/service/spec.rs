@@ -6,7 +6,7 @@ use crate::decide::Offered;
 use postern_config as config;
 use postern_identity::ResourceId;
 use postern_membership::RootOfTrust;
-use postern_plugin::Plugin;
+use postern_plugin::{Endpoint, Plugin};
 use postern_tunnel::{AnnouncedResource, Announcement, Transport};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,6 +56,7 @@ impl Spec {
             .kind
             .clone()
             .unwrap_or_else(|| plugin.description().kind.clone());
+        unused(name, &service, &plugin)?;
         let offered = service
             .resources
             .iter()
@@ -67,6 +68,9 @@ impl Spec {
                     labels: r.labels.clone(),
                     direct: r.direct.unwrap_or(kind == "kubernetes"),
                     address: r.address.clone(),
+                    tls: r.tls.clone(),
+                    auth: r.auth.clone().unwrap_or_default(),
+                    admin: r.admin.clone(),
                 })
             })
             .collect::<Result<_, AgentError>>()?;
@@ -119,4 +123,26 @@ impl Spec {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// A key that does nothing would be a trap: whoever sets it takes the server for verified, or the account for logged in.
+fn unused(name: &str, service: &config::Service, plugin: &Plugin) -> Result<(), AgentError> {
+    let wants = &plugin.description().wants;
+    let logs_in = wants.start_tls || wants.send_secret || !wants.challenges.is_empty();
+    let admin = wants.endpoints.contains(&Endpoint::Admin);
+    for resource in &service.resources {
+        for (key, set, used) in [
+            ("tls", resource.tls.is_some(), wants.start_tls),
+            ("auth", resource.auth.is_some(), logs_in),
+            ("admin", resource.admin.is_some(), admin),
+        ] {
+            if set && !used {
+                return Err(AgentError::Service(format!(
+                    "service {name:?}: resource {:?} has `{key}`, but plugin {} makes no use of it; remove it",
+                    resource.name, service.plugin
+                )));
+            }
+        }
+    }
+    Ok(())
 }

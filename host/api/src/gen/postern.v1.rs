@@ -131,6 +131,39 @@ pub struct UserCredentials {
     #[prost(string, repeated, tag = "6")]
     pub logins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SignDbClientRequest {
+    /// SubjectPublicKeyInfo (DER) of a P-256 key
+    #[prost(bytes = "vec", tag = "1")]
+    pub spki: ::prost::alloc::vec::Vec<u8>,
+    /// the user's certificate, DER, as the user authenticated with it
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub user_chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(string, tag = "3")]
+    pub resource: ::prost::alloc::string::String,
+    /// all that the session was authorized for
+    #[prost(message, repeated, tag = "4")]
+    pub principals: ::prost::alloc::vec::Vec<Principal>,
+    /// the certificate's CN; the value of one of the principals
+    #[prost(string, tag = "5")]
+    pub account: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub session_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Principal {
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignDbClientResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub certificate: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "2")]
+    pub not_after_unix: i64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -284,6 +317,24 @@ pub struct StatusResponse {
     pub logins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "4")]
     pub cluster: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignDbServerRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub spki: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "3")]
+    pub ttl_seconds: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignDbServerResponse {
+    #[prost(string, tag = "1")]
+    pub certificate_pem: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client_ca_pem: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub not_after_unix: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Empty {}
@@ -1198,6 +1249,24 @@ pub mod agent_service_client {
                 .insert(GrpcMethod::new("postern.v1.AgentService", "Leave"));
             self.inner.unary(req, path, codec).await
         }
+        /// A certificate of the db-client CA for one connection to a database. Auth verifies the user's certificate and evaluates
+        /// the roles itself, for a resource that the calling service holds.
+        pub async fn sign_db_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SignDbClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignDbClientResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/postern.v1.AgentService/SignDbClient");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postern.v1.AgentService", "SignDbClient"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1238,6 +1307,12 @@ pub mod agent_service_server {
             &self,
             request: tonic::Request<super::LeaveRequest>,
         ) -> std::result::Result<tonic::Response<super::LeaveResponse>, tonic::Status>;
+        /// A certificate of the db-client CA for one connection to a database. Auth verifies the user's certificate and evaluates
+        /// the roles itself, for a resource that the calling service holds.
+        async fn sign_db_client(
+            &self,
+            request: tonic::Request<super::SignDbClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignDbClientResponse>, tonic::Status>;
     }
     /// Agent or proxy certificate.
     #[derive(Debug)]
@@ -1456,6 +1531,47 @@ pub mod agent_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LeaveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postern.v1.AgentService/SignDbClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignDbClientSvc<T: AgentService>(pub Arc<T>);
+                    impl<T: AgentService> tonic::server::UnaryService<super::SignDbClientRequest>
+                        for SignDbClientSvc<T>
+                    {
+                        type Response = super::SignDbClientResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignDbClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentService>::sign_db_client(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignDbClientSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2043,6 +2159,23 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("postern.v1.AdminService", "ClusterInfo"));
             self.inner.unary(req, path, codec).await
         }
+        /// A server certificate of the db-server CA for a database, and the CA that its clients have.
+        pub async fn sign_db_server(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SignDbServerRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignDbServerResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/postern.v1.AdminService/SignDbServer");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postern.v1.AdminService", "SignDbServer"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2106,6 +2239,11 @@ pub mod admin_service_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::ClusterInfoResponse>, tonic::Status>;
+        /// A server certificate of the db-server CA for a database, and the CA that its clients have.
+        async fn sign_db_server(
+            &self,
+            request: tonic::Request<super::SignDbServerRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignDbServerResponse>, tonic::Status>;
     }
     /// Only over the Unix socket in Auth's data directory (data_dir/admin.sock, 0600).
     #[derive(Debug)]
@@ -2512,6 +2650,47 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ClusterInfoSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postern.v1.AdminService/SignDbServer" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignDbServerSvc<T: AdminService>(pub Arc<T>);
+                    impl<T: AdminService> tonic::server::UnaryService<super::SignDbServerRequest>
+                        for SignDbServerSvc<T>
+                    {
+                        type Response = super::SignDbServerResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignDbServerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::sign_db_server(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignDbServerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

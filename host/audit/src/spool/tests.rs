@@ -496,3 +496,50 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn queued_events_are_written_in_order_and_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_spool, emitter) = Spool::open(&dir.path().join("spool"), 1 << 20)
+        .await
+        .unwrap();
+    let mut pending = Vec::new();
+    for n in 0..2000 {
+        let event = Event::new("db.session.query").with("n", n);
+        pending.push(emitter.queue(event).await.unwrap());
+    }
+    // Whoever waits for a later one has all before it.
+    emitter.emit(Event::new("last")).await.unwrap();
+    for mut one in pending {
+        assert!(matches!(one.poll(), Some(Ok(()))));
+    }
+    let mut files: Vec<_> = std::fs::read_dir(dir.path().join("spool"))
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .filter(|f| f.extension().is_some_and(|e| e == "jsonl"))
+        .collect();
+    files.sort();
+    let lines: String = files
+        .iter()
+        .map(|f| fs::read_to_string(f).unwrap())
+        .collect();
+    let events = lines.lines().map(|l| serde_json::from_str(l).unwrap());
+    let numbers: Vec<usize> = events
+        .filter(|e: &Event| e.event != "last")
+        .map(|e| number(&e))
+        .collect();
+    assert!(numbers == (0..2000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_queued_event_that_finds_no_room_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_spool, emitter) = Spool::open(&dir.path().join("spool"), 4096).await.unwrap();
+    let mut failed = 0;
+    for n in 0..100 {
+        let event = Event::new("db.session.query").with("n", n);
+        let pending = emitter.queue(event).await.unwrap();
+        failed += usize::from(pending.durable().await.is_err());
+    }
+    assert!(failed > 0);
+}

@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Bytes at which the next segment begins; less for small spools, so that room is given back.
 const SEGMENT: u64 = 1 << 20;
+/// How long events that nobody waits for wait for company: an fsync costs more than many of them.
+const LINGER: Duration = Duration::from_millis(5);
 /// Bytes written in one go.
 const GROUP: usize = 1 << 20;
 /// How often events of `emit_later` are tried again while the disk is full.
@@ -94,6 +96,7 @@ impl Writer {
                 }
                 return;
             }
+            company(&mut group, &mut messages).await;
             let messages = std::mem::take(&mut group);
             let worked = tokio::task::spawn_blocking(move || {
                 self.work(messages);
@@ -111,7 +114,11 @@ impl Writer {
         let mut lines: Vec<Line> = self
             .retry
             .drain(..)
-            .map(|bytes| Line { bytes, ack: None })
+            .map(|bytes| Line {
+                bytes,
+                urgent: false,
+                ack: None,
+            })
             .collect();
         for message in messages {
             match message {
@@ -320,6 +327,25 @@ impl Writer {
                 self.undelivered
             ),
             _ => format!("an event can't be written: {e}"),
+        }
+    }
+}
+
+/// Waits a moment for more, unless somebody waits for what is there.
+async fn company(group: &mut Vec<Message>, messages: &mut mpsc::Receiver<Message>) {
+    let urgent = |m: &Message| matches!(m, Message::Write(line) if line.urgent);
+    let waiting = |m: &Message| matches!(m, Message::Write(_));
+    if !group.iter().any(waiting) {
+        return;
+    }
+    let until = tokio::time::Instant::now() + LINGER;
+    let mut seen = 0;
+    while group.len() < QUEUE && !group[seen..].iter().any(urgent) {
+        seen = group.len();
+        let more = messages.recv_many(group, QUEUE);
+        match tokio::time::timeout_at(until, more).await {
+            Ok(n) if n > 0 => {}
+            _ => return,
         }
     }
 }

@@ -18,7 +18,7 @@ use postern_api::v1::admin_service_server::AdminService;
 use postern_api::v1::{
     AuditEvent, AuditRequest, ClusterInfoResponse, CreateTokenRequest, CreateTokenResponse,
     CreateUserRequest, CreateUserResponse, Empty, GetRequest, ListRequest, Object, PutLockRequest,
-    PutRoleRequest, RemoveRequest,
+    PutRoleRequest, RemoveRequest, SignDbServerRequest, SignDbServerResponse,
 };
 use postern_identity::{check_host_id, check_label, check_user_name};
 use tonic::transport::server::UdsConnectInfo;
@@ -177,6 +177,16 @@ impl AdminService for Admin {
         let by = admin(&req);
         remove::remove(&self.0, req.get_ref(), by).await?;
         Ok(Response::new(Empty {}))
+    }
+
+    async fn sign_db_server(
+        &self,
+        req: Request<SignDbServerRequest>,
+    ) -> Result<Response<SignDbServerResponse>, Status> {
+        let by = admin(&req);
+        crate::databases::sign_server(&self.0, req.into_inner(), by)
+            .await
+            .map(Response::new)
     }
 
     async fn audit(

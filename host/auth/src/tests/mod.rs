@@ -2,6 +2,7 @@
 
 mod admin;
 mod agents;
+mod databases;
 mod issuer;
 mod joining;
 mod methods;

@@ -383,3 +383,20 @@ fn bad_subjects_are_refused() {
     agent.sign_ssh_agent(&ssh, &proxy, valid()).unwrap();
     Ca::generate(CaKind::DbServer, &format!("a{}", ".a".repeat(99))).unwrap();
 }
+
+#[test]
+fn a_db_client_is_its_account_whole_or_not_at_all() {
+    let ca = Ca::generate(CaKind::DbClient, "demo").unwrap();
+    let spki = crate::ServiceKeys::generate().spki();
+    let v = Validity::for_ttl(Duration::from_secs(300));
+    let der = ca.sign_tls_db_client(&spki, "app", "alice", v).unwrap();
+    let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
+    assert_eq!(cert.subject().to_string(), "CN=app");
+    let usage = cert.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && !usage.server_auth);
+    for account in ["", "a\0b", "a\nb", &"a".repeat(65)] {
+        assert!(ca.sign_tls_db_client(&spki, account, "alice", v).is_err());
+    }
+    let other = Ca::generate(CaKind::User, "demo").unwrap();
+    assert!(other.sign_tls_db_client(&spki, "app", "alice", v).is_err());
+}

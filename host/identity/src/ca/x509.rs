@@ -186,4 +186,33 @@ impl Ca {
         };
         self.sign_leaf(spki, leaf, v)
     }
+
+    /// X.509 leaf, clientAuth, CN `account`: what a database takes it for. SAN URI: the user it is for. DbClient CA only.
+    /// A name that does not fit whole is refused, never cut: it would be another account's.
+    pub fn sign_tls_db_client(
+        &self,
+        spki: &[u8],
+        account: &str,
+        user: &str,
+        v: Validity,
+    ) -> Result<Vec<u8>, CaError> {
+        self.only(
+            &[CaKind::DbClient],
+            "certificates for accounts of databases",
+        )?;
+        check_user_name(user).map_err(sign_error)?;
+        let printable = !account.is_empty() && !account.chars().any(char::is_control);
+        if !printable || account.chars().count() > MAX_CN {
+            return Err(sign_error(format!(
+                "the account {account:?} is not 1 to {MAX_CN} characters without control characters"
+            )));
+        }
+        let leaf = Leaf {
+            cn: account.to_owned(),
+            sans: vec![uri(spiffe_user(&self.cluster, user))?],
+            usage: ExtendedKeyUsagePurpose::ClientAuth,
+            extension: None,
+        };
+        self.sign_leaf(spki, leaf, v)
+    }
 }

@@ -357,3 +357,35 @@ fn an_expired_user_learns_it_from_the_alert() {
         Err(Error::AlertReceived(AlertDescription::CertificateExpired))
     );
 }
+
+#[test]
+fn a_database_is_checked_as_far_as_was_asked() {
+    use crate::{Ca, ServiceKeys};
+    let (ca, other) = (
+        Ca::generate(CaKind::DbServer, "demo").unwrap(),
+        Ca::generate(CaKind::DbServer, "demo").unwrap(),
+    );
+    let roots = |ca: &Ca| {
+        let trust = TrustBundle {
+            cluster: "demo".into(),
+            cas: vec![ca.public()],
+        };
+        trust.x509_roots(CaKind::DbServer).unwrap()
+    };
+    let keys = ServiceKeys::generate();
+    let names = ["db.internal".to_owned()];
+    let leaf = ca.sign_tls_server(&keys.spki(), &names, valid()).unwrap();
+    let srv = plain(&TlsIdentity::new(&leaf, None, keys.x509_key_pem.clone()));
+    let meet = |check, name: &str| handshake(&client_upstream(check, None).unwrap(), &srv, name);
+    let (met, _) = meet(ServerCheck::Name(roots(&ca)), "db.internal").unwrap();
+    let shown = &met.peer_certificates().unwrap()[0];
+    assert_eq!(server_end_point(shown).unwrap().len(), 32);
+    client_refused(
+        meet(ServerCheck::Name(roots(&ca)), "other.internal"),
+        "not valid for name",
+    );
+    meet(ServerCheck::Chain(roots(&ca)), "other.internal").unwrap();
+    let strange = meet(ServerCheck::Chain(roots(&other)), "db.internal");
+    assert!(matches!(strange, Err(Refusal::Client(_))));
+    meet(ServerCheck::Nothing, "other.internal").unwrap();
+}

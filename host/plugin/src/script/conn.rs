@@ -2,14 +2,13 @@
 //! the rules of `wit/codec.wit`. `host/relay` holds a plugin to the same rules between real streams; a test there compares the
 //! two, word by word.
 
+use crate::asking::Asking;
 use crate::types::{Side, Step, StepResult};
 
 /// Unconsumed bytes of a side that are kept.
 const LARGEST: usize = 64 << 10;
 /// Bytes that one answer may send.
 const MAX_SEND: usize = 1 << 20;
-/// Questions in a row without a byte from either side.
-const MAX_QUESTIONS: u32 = 64;
 
 /// What one side sends.
 #[derive(Default)]
@@ -34,10 +33,7 @@ struct Half {
 pub(super) struct Conn {
     client: Half,
     upstream: Half,
-    connected: bool,
-    authorized: bool,
-    denied: bool,
-    asked: u32,
+    asking: Asking,
     question: Option<Step>,
     /// The side whose end the plugin was just told.
     ending: Option<Side>,
@@ -61,7 +57,7 @@ impl Conn {
     }
 
     pub(super) fn connected(&self) -> bool {
-        self.connected
+        self.asking.endpoint().is_some()
     }
 
     pub(super) fn closed(&self) -> bool {
@@ -97,7 +93,7 @@ impl Conn {
         } else {
             half.arriving.extend_from_slice(bytes);
         }
-        self.asked = 0;
+        self.asking.heard();
     }
 
     /// A side sends nothing more.
@@ -105,17 +101,20 @@ impl Conn {
         let half = self.of(side);
         half.eof = true;
         half.ended |= half.native;
-        self.asked = 0;
+        self.asking.heard();
     }
 
     /// The host's answer to the open question.
     pub(super) fn answered(&mut self, result: &StepResult) {
-        self.question = None;
-        match result {
-            StepResult::Authorized => self.authorized = true,
-            StepResult::Denied(_) => self.denied = true,
-            StepResult::Connected => self.connected = true,
-            _ => {}
+        if let Some(question) = self.question.take() {
+            self.asking.answered(&question, result);
+            if matches!(result, StepResult::Connected) {
+                // Nothing of an upstream before it is this one's.
+                self.upstream = Half {
+                    out: std::mem::take(&mut self.upstream.out),
+                    ..Half::default()
+                };
+            }
         }
         // It may be what the plugin needed to go on with input that it has seen.
         for half in [&mut self.client, &mut self.upstream] {
@@ -172,7 +171,7 @@ impl Conn {
                 }
                 Step::ToUpstream(bytes) => {
                     sent += bytes.len();
-                    if !self.connected {
+                    if !self.connected() {
                         return broke("to-upstream before connect was answered");
                     }
                     self.send(Side::Upstream, bytes, sent)?;
@@ -182,9 +181,7 @@ impl Conn {
                     self.send(Side::Client, bytes, sent)?;
                 }
                 Step::Splice(side) => {
-                    if !self.connected {
-                        return broke("splice before connect was answered");
-                    }
+                    self.asking.may_splice()?;
                     self.splice(*side);
                 }
                 Step::Close(_) => {
@@ -195,7 +192,9 @@ impl Conn {
                 | Step::Connect(_)
                 | Step::StartTls(_)
                 | Step::Answer(_)
-                | Step::SendSecret(_) => {
+                | Step::SendSecret(_)
+                | Step::OfferCancel(..)
+                | Step::FindCancel(_) => {
                     self.question = Some(step.clone());
                     over = true;
                 }
@@ -209,8 +208,8 @@ impl Conn {
                 );
             }
         }
-        if self.question.is_some() {
-            return self.may_ask();
+        if let Some(question) = &self.question {
+            return self.asking.may_ask(question).map_err(String::from);
         }
         if !self.closed
             && let Some(side) = self.ending.take()
@@ -230,8 +229,8 @@ impl Conn {
         let Some(side) = about else {
             return broke(&format!("{what} without input"));
         };
-        if pass && side == Side::Client && !self.connected {
-            return broke("pass to an upstream that is not connected");
+        if pass {
+            self.asking.may_pass(side)?;
         }
         let half = self.of(side);
         if n > half.undecided.len() {
@@ -263,25 +262,6 @@ impl Conn {
         half.out.append(&mut half.undecided);
         half.out.append(&mut half.arriving);
         half.ended |= half.eof;
-    }
-
-    /// May the question that was just put be asked?
-    fn may_ask(&mut self) -> Result<(), String> {
-        self.asked += 1;
-        if self.asked > MAX_QUESTIONS {
-            return broke("it asks and asks without a byte of input");
-        }
-        if matches!(self.question, Some(Step::Connect(_))) {
-            if !self.authorized || self.denied {
-                return broke(
-                    "connect without an authorize that was allowed, or after one that was denied",
-                );
-            }
-            if self.connected {
-                return broke("connect, but it is connected already");
-            }
-        }
-        Ok(())
     }
 }
 

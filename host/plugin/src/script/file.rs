@@ -36,7 +36,7 @@ pub(super) enum What {
     Ssh(u32, SshEvent),
 }
 
-const CODEC_EVENTS: &str = "open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret";
+const CODEC_EVENTS: &str = "open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret, offer_cancel, find_cancel";
 const SSH_EVENTS: &str = "open, shell, exec, pty, env, subsystem, forward";
 
 /// The keys that are events in this world.
@@ -197,6 +197,8 @@ struct RawEvent {
     start_tls: Option<Outcome>,
     answer: Option<Outcome>,
     send_secret: Option<Outcome>,
+    offer_cancel: Option<Outcome>,
+    find_cancel: Option<Outcome>,
     shell: Option<bool>,
     exec: Option<String>,
     pty: Option<RawPty>,
@@ -317,18 +319,14 @@ impl RawEvent {
             };
             keys.push(("start_tls", What::Result("start_tls", result)));
         }
+        let data = |key: &'static str| match (&self.data, &self.data_hex) {
+            (Some(text), None) => Ok(text.clone().into_bytes()),
+            (None, Some(digits)) => hex("data_hex", digits),
+            (None, None) => Ok(vec![]),
+            (Some(_), Some(_)) => Err(named(key, "data and data_hex are the same thing".into())),
+        };
         if let Some(outcome) = self.answer {
-            let data = match (&self.data, &self.data_hex) {
-                (Some(text), None) => text.clone().into_bytes(),
-                (None, Some(digits)) => hex("data_hex", digits)?,
-                (None, None) => vec![],
-                (Some(_), Some(_)) => {
-                    return Err(named(
-                        "answer",
-                        "data and data_hex are the same thing".into(),
-                    ));
-                }
-            };
+            let data = data("answer")?;
             let result = match outcome {
                 Outcome::Ok => StepResult::Answered(data),
                 Outcome::Fail => StepResult::AnswerFailed(reason("no secret for it")),
@@ -341,6 +339,24 @@ impl RawEvent {
                 Outcome::Fail => StepResult::SecretFailed(reason("no secret for it")),
             };
             keys.push(("send_secret", What::Result("send_secret", result)));
+        }
+        match self.offer_cancel {
+            Some(Outcome::Ok) => {
+                let result = StepResult::CancelKey(data("offer_cancel")?);
+                keys.push(("offer_cancel", What::Result("offer_cancel", result)));
+            }
+            Some(Outcome::Fail) => {
+                let why = "the host always has a key to give: write offer_cancel = \"ok\"";
+                return Err(named("offer_cancel", why.into()));
+            }
+            None => {}
+        }
+        if let Some(outcome) = self.find_cancel {
+            let result = match outcome {
+                Outcome::Ok => StepResult::CancelFound(data("find_cancel")?),
+                Outcome::Fail => StepResult::CancelUnknown,
+            };
+            keys.push(("find_cancel", What::Result("find_cancel", result)));
         }
         let channel = self.channel.unwrap_or(0);
         let mut ssh = |key, event| keys.push((key, What::Ssh(channel, event)));
@@ -413,9 +429,16 @@ impl RawEvent {
         if self.reason.is_some() && !fails {
             return Err(beside("reason", "an answer that is deny or fail"));
         }
-        let answered = matches!(what, What::Result(_, StepResult::Answered(_)));
+        let answered = matches!(
+            what,
+            What::Result(
+                _,
+                StepResult::Answered(_) | StepResult::CancelKey(_) | StepResult::CancelFound(_)
+            )
+        );
         if (self.data.is_some() || self.data_hex.is_some()) && !answered {
-            return Err(beside("data", "answer = \"ok\""));
+            let of = "an answer = \"ok\", offer_cancel = \"ok\" or find_cancel = \"ok\"";
+            return Err(beside("data", of));
         }
         if self.channel.is_some() && !matches!(what, What::Ssh(..)) {
             return Err(beside("channel", "the events of an SSH session"));

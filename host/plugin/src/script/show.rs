@@ -46,6 +46,8 @@ pub(super) fn question(s: &Step) -> &'static str {
         Step::StartTls(_) => "start_tls",
         Step::Answer(_) => "answer",
         Step::SendSecret(_) => "send_secret",
+        Step::OfferCancel(..) => "offer_cancel",
+        Step::FindCancel(_) => "find_cancel",
         _ => "no question",
     }
 }
@@ -67,15 +69,25 @@ pub(super) fn step(s: &Step) -> String {
         }
         Step::Connect(e) => format!("connect {}", endpoint(*e)),
         Step::StartTls(s) => format!("start-tls {}", side(*s)),
-        Step::Answer(c) => format!("answer {} {}", c.method, bytes(&c.data)),
-        Step::SendSecret(parts) => parts.iter().fold("send-secret".into(), |mut out, p| {
-            let _ = match p {
-                TemplatePart::Bytes(b) => write!(out, " {}", bytes(b)),
-                TemplatePart::Secret => write!(out, " secret"),
-                TemplatePart::LengthU32Be(n) => write!(out, " length+{n}"),
-            };
-            out
-        }),
+        Step::Answer(c) => format!(
+            "answer {} account={} {}",
+            c.method,
+            text(&c.account),
+            bytes(&c.data)
+        ),
+        Step::SendSecret(m) => m.parts.iter().fold(
+            format!("send-secret account={}", text(&m.account)),
+            |mut out, p| {
+                let _ = match p {
+                    TemplatePart::Bytes(b) => write!(out, " {}", bytes(b)),
+                    TemplatePart::Secret => write!(out, " secret"),
+                    TemplatePart::LengthU32Be(n) => write!(out, " length+{n}"),
+                };
+                out
+            },
+        ),
+        Step::OfferCancel(key, room) => format!("offer-cancel {} {room}", bytes(key)),
+        Step::FindCancel(key) => format!("find-cancel {}", bytes(key)),
         Step::Event(e) => e
             .fields
             .iter()
@@ -109,6 +121,9 @@ pub(super) fn result(r: &StepResult) -> String {
         StepResult::AnswerFailed(why) => format!("answer: fail {}", text(why)),
         StepResult::SecretSent => "send_secret: ok".into(),
         StepResult::SecretFailed(why) => format!("send_secret: fail {}", text(why)),
+        StepResult::CancelKey(key) => format!("offer_cancel: ok {}", bytes(key)),
+        StepResult::CancelFound(key) => format!("find_cancel: ok {}", bytes(key)),
+        StepResult::CancelUnknown => "find_cancel: fail".into(),
     }
 }
 

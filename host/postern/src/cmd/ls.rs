@@ -21,6 +21,13 @@ pub struct LsArgs {
     filter: Vec<String>,
 }
 
+impl LsArgs {
+    /// As if these words had been typed.
+    pub fn of(filter: Vec<String>) -> Self {
+        LsArgs { filter }
+    }
+}
+
 pub async fn run(global: &Global, args: LsArgs) -> Result<(), Failure> {
     let request = filter(&args.filter)?;
     let filtered = request != ListResourcesRequest::default();

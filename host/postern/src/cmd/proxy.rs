@@ -15,7 +15,7 @@ use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-mod listen;
+pub mod listen;
 
 /// Give any program a way to a resource, through a local port or standard input and output
 ///

@@ -132,3 +132,48 @@ async fn postgres_tricks_are_refused() {
     client.write_all(&ssl).await.unwrap();
     assert_eq!(until_closed(&mut client).await, b"");
 }
+
+/// A cancel request with this key.
+fn cancel_request(key: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(key.len()).unwrap() + 8;
+    [
+        &length.to_be_bytes()[..],
+        &80_877_102_u32.to_be_bytes(),
+        key,
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn a_cancel_request_reaches_the_service_of_its_key_and_is_answered_by_silence() {
+    let lab = Lab::start().await;
+    let mut agent = lab.agent("a", "postgres", &[("orders", false)]).await;
+    let route = lab.proxy().agents()[0].identity.cancel_route();
+    let key = [&route.to_be_bytes()[..], b"secret12"].concat();
+    let mut client = TcpStream::connect(lab.addr()).await.unwrap();
+    // In two parts.
+    let request = cancel_request(&key);
+    client.write_all(&request[..13]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.write_all(&request[13..]).await.unwrap();
+    let Incoming { header, mut stream } = agent.incoming.recv().await.unwrap();
+    assert!(header.cancel && header.direct && header.resource.is_empty());
+    assert_eq!(header.kind, "postgres");
+    let mut got = vec![0; request.len()];
+    stream.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, request);
+    drop(stream);
+    assert_eq!(until_closed(&mut client).await, b"");
+
+    // For nobody; behind other bytes; too short.
+    let mut wrong = vec![cancel_request(b"\x00\x00\x00\x01secret"), request.clone()];
+    wrong[1].push(0);
+    wrong.push(cancel_request(b"abc"));
+    for bytes in wrong {
+        let mut client = TcpStream::connect(lab.addr()).await.unwrap();
+        client.write_all(&bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(until_closed(&mut client).await, b"");
+    }
+    assert!(agent.incoming.try_recv().is_err());
+}

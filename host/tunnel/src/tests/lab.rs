@@ -340,6 +340,7 @@ pub fn header(name: &str) -> StreamHeader {
         source: "192.0.2.1:1234".into(),
         user: Some("alice".into()),
         direct: false,
+        cancel: false,
         trace: "t".into(),
     }
 }

@@ -59,6 +59,16 @@ impl Package {
         name: "npm",
         proof: "npm",
     };
+    /// A server for the tests; it is started by them, in directories of their own.
+    pub const POSTGRESQL: Package = Package {
+        name: "postgresql",
+        proof: "/usr/lib/postgresql/15/bin/postgres",
+    };
+    /// `pgbench` is in Debian's postgresql package too; this has the extensions that its suite uses.
+    pub const POSTGRESQL_CONTRIB: Package = Package {
+        name: "postgresql-contrib",
+        proof: "/usr/lib/postgresql/15/bin/pgbench",
+    };
 
     pub const DEMO: &[Package] = &[Self::SSH, Self::SFTP_SERVER, Self::IP, Self::IPTABLES];
     pub const TEST: &[Package] = &[
@@ -72,6 +82,8 @@ impl Package {
         Self::CURL,
         Self::NODE,
         Self::NPM,
+        Self::POSTGRESQL,
+        Self::POSTGRESQL_CONTRIB,
     ];
     pub const BENCH: &[Package] = &[Self::SSH, Self::SSHD, Self::SFTP_SERVER];
     pub const ALL: &[Package] = &[
@@ -86,6 +98,8 @@ impl Package {
         Self::CURL,
         Self::NODE,
         Self::NPM,
+        Self::POSTGRESQL,
+        Self::POSTGRESQL_CONTRIB,
     ];
 
     fn is_there(&self) -> bool {

@@ -63,6 +63,7 @@ fn act(mode: &str, data: &[u8]) -> Vec<Step> {
         "unannounced-endpoint" => vec![Step::Connect(Endpoint::Admin)],
         "unannounced-challenge" => vec![Step::Answer(Challenge {
             method: "md5".into(),
+            account: "app".into(),
             data: vec![],
         })],
         "start-tls" => vec![Step::StartTls(Side::Upstream)],

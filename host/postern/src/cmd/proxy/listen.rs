@@ -9,11 +9,14 @@ use postern_identity::ResourceId;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 
 /// Connections at a time; more wait in the kernel's queue.
 const MOST: usize = 512;
+/// For sessions whose program has ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves until the process is ended.
 pub async fn listen(
@@ -74,20 +77,51 @@ async fn accept(
             Some(_) = sessions.join_next() => {}
             accepted = listener.accept(), if sessions.len() < MOST => match accepted {
                 Ok((client, _)) => {
+                    let _ = client.set_nodelay(true);
                     sessions.spawn_local(session(client, helper.clone(), id.clone()));
                 }
-                Err(e) => {
-                    // A client that went away, or no descriptors left: neither ends the others' sessions.
-                    eprintln!("postern: cannot accept a connection: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                Err(e) => told(&e).await,
             }
         }
     }
 }
 
-async fn session(mut client: TcpStream, helper: Rc<Helper>, id: Rc<ResourceId>) {
-    let _ = client.set_nodelay(true);
+/// The same for a Unix socket, until `ended`; what is open then may end in good order.
+pub async fn accept_unix<T>(
+    listener: UnixListener,
+    helper: Rc<Helper>,
+    id: Rc<ResourceId>,
+    ended: impl Future<Output = T>,
+) -> T {
+    let mut sessions = JoinSet::new();
+    tokio::pin!(ended);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut ended => break ended,
+            Some(_) = sessions.join_next() => {}
+            accepted = listener.accept(), if sessions.len() < MOST => match accepted {
+                Ok((client, _)) => {
+                    sessions.spawn_local(session(client, helper.clone(), id.clone()));
+                }
+                Err(e) => told(&e).await,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, sessions.join_all()).await;
+    ended
+}
+
+/// A client that went away, or no descriptors left: neither ends the others' sessions.
+async fn told(e: &std::io::Error) {
+    eprintln!("postern: cannot accept a connection: {e}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn session(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    helper: Rc<Helper>,
+    id: Rc<ResourceId>,
+) {
     let result = match helper.open(&id).await {
         Ok(remote) => carry(&mut client, remote, &id).await,
         Err(failure) => Err(failure),

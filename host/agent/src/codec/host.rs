@@ -1,0 +1,354 @@
+//! What the relay may ask of this host, for one user's session.
+
+use super::cancel::{self, Cancels, Held, Target};
+use super::events::Recorder;
+use super::login::{self, Exchange};
+use super::upstream::{self, Asked};
+use crate::decide::{Decider, Offered};
+use crate::dial::dial;
+use postern_audit::{Emitter, Event, names};
+use postern_identity::tls::TlsIdentity;
+use postern_identity::{TrustBundle, UserIdentity};
+use postern_plugin::{Challenge, Endpoint, PluginEvent};
+use postern_relay::{BoxedStream, CodecHost, RelayStats, Secured};
+use rustls::pki_types::CertificateDer;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+/// The principal type whose values are accounts at the server.
+const ACCOUNTS: &str = "db_users";
+
+/// Principals as they were asked about.
+pub type Principals = Vec<(String, String)>;
+
+pub struct SessionHost {
+    pub decider: Decider,
+    pub audit: Emitter,
+    pub recorder: Recorder,
+    pub user: UserIdentity,
+    /// As the user authenticated with it.
+    pub user_chain: Vec<CertificateDer<'static>>,
+    pub resource: Offered,
+    pub trust: TrustBundle,
+    pub auth: watch::Receiver<Option<Channel>>,
+    pub source: String,
+    pub session_id: String,
+    pub cancels: Arc<Cancels>,
+    /// The principals that were allowed; `Some` when the session has started.
+    pub asked: watch::Sender<Option<Principals>>,
+    /// Set when it is on record that the session was refused.
+    pub rejected: OnceLock<()>,
+    /// Of the connection made last.
+    pub login: tokio::sync::Mutex<Exchange>,
+    pub end_point: Mutex<Option<Vec<u8>>>,
+    pub cancel: Mutex<Cancel>,
+    pub since: Instant,
+}
+
+/// This session's own key, and the session that it may cancel.
+#[derive(Default)]
+pub struct Cancel {
+    held: Option<Held>,
+    found: Option<Arc<Target>>,
+}
+
+pub fn pairs(asked: &[(String, String)]) -> Vec<(&str, &str)> {
+    asked
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SessionHost {
+    fn about(&self, event: Event) -> Event {
+        event
+            .with("session_id", &self.session_id)
+            .with("kind", &self.resource.id.kind)
+            .with("resource", &self.resource.id.name)
+            .with("user", &self.user.name)
+            .with("roles", &self.user.roles)
+            .with("source", &self.source)
+    }
+
+    pub fn reject(&self, why: &str) {
+        tracing::info!(
+            resource = self.resource.id.name,
+            user = self.user.name,
+            "refused: {why}"
+        );
+        let _ = self.rejected.set(());
+        let event = self.about(Event::new(names::SESSION_REJECTED));
+        self.audit.emit_later(event.with("reason", why));
+    }
+
+    /// Resolves when locks or roles no longer allow what the session has been allowed so far.
+    pub async fn until_refused(&self) -> String {
+        let mut allowed = self.asked.subscribe();
+        loop {
+            let asked = allowed.borrow_and_update().clone().unwrap_or_default();
+            let asked = pairs(&asked);
+            tokio::select! {
+                why = self.decider.until_refused(&self.user, &self.resource, &asked) => return why,
+                // The sender is ours: it lives as long as we do.
+                _ = allowed.changed() => {}
+            }
+        }
+    }
+
+    pub async fn ended(&self, outcome: &Result<RelayStats, String>) {
+        if self.asked.borrow().is_none() {
+            // The plugin closed it before it asked, or failed. A client that just went away is nothing to tell of.
+            let why = match outcome {
+                Ok(stats) => stats.closed.as_deref(),
+                Err(e) => Some(e.as_str()),
+            };
+            if let Some(why) = why.filter(|_| self.rejected.get().is_none()) {
+                self.reject(why);
+            }
+            return;
+        }
+        let flushed = self.recorder.flush().await;
+        let duration = self.since.elapsed().as_millis() as u64;
+        let mut event = self
+            .about(Event::new(names::SESSION_END))
+            .with("duration_ms", duration);
+        event = match outcome {
+            Ok(stats) => event
+                .with("bytes_up", stats.to_upstream)
+                .with("bytes_down", stats.to_client)
+                .with("reason", &stats.closed),
+            Err(e) => event.with("error", e),
+        };
+        let recorded = self.audit.emit(event).await.map_err(|e| e.to_string());
+        if let Err(e) = flushed.and(recorded) {
+            tracing::error!(
+                "the end of session {} is not recorded: {e}",
+                self.session_id
+            );
+        }
+    }
+
+    fn principals(&self) -> Principals {
+        self.asked.borrow().clone().unwrap_or_default()
+    }
+
+    /// May the plugin be this account at the server? At the endpoint Admin the administrator alone, else who was authorized.
+    fn check_account(&self, endpoint: Endpoint, account: &str) -> Result<(), String> {
+        if endpoint == Endpoint::Admin {
+            return match &self.resource.admin {
+                Some(admin) if admin.user == account => Ok(()),
+                _ => Err(format!(
+                    "{account:?} is not the administrator of this resource"
+                )),
+            };
+        }
+        let authorized = self.principals();
+        if authorized
+            .iter()
+            .any(|(k, v)| k == ACCOUNTS && v == account)
+        {
+            Ok(())
+        } else {
+            tracing::warn!(
+                account,
+                session = self.session_id,
+                "the plugin wanted to log in as an account that the session was not authorized for"
+            );
+            Err(format!(
+                "account {account:?} was not authorized for this session"
+            ))
+        }
+    }
+
+    /// Everything that is asked about together with what was allowed before: one role must allow all of it.
+    fn with_earlier(&self, asked: &[(String, String)]) -> Principals {
+        let mut all = self.principals();
+        for pair in asked {
+            if !all.contains(pair) {
+                all.push(pair.clone());
+            }
+        }
+        all
+    }
+
+    /// What the server is shown: nothing where this host logs in with passwords, and to the administrator's endpoint.
+    async fn identity(&self, endpoint: Endpoint) -> Result<Option<TlsIdentity>, String> {
+        let by_certificate = self.resource.auth == postern_config::UpstreamAuth::Certificate;
+        if endpoint != Endpoint::Main || !by_certificate {
+            return Ok(None);
+        }
+        let principals = self.principals();
+        let account = principals.iter().find(|(k, _)| k == ACCOUNTS);
+        let Some((_, account)) = account else {
+            return Ok(None);
+        };
+        let asked = Asked {
+            user_chain: &self.user_chain,
+            resource: &self.resource.id.name,
+            principals: &principals,
+            account,
+            session_id: &self.session_id,
+        };
+        let auth = self.auth.borrow().clone();
+        upstream::sign(auth, asked).await.map(Some)
+    }
+
+    fn address(&self) -> Result<&str, String> {
+        self.resource.address.as_deref().ok_or_else(|| {
+            format!(
+                "resource {:?} has no address; set it in [[services.{}.resources]]",
+                self.resource.id.name, self.decider.service
+            )
+        })
+    }
+}
+
+impl CodecHost for SessionHost {
+    async fn authorize(&self, asked: &[(String, String)]) -> Result<(), String> {
+        let all = self.with_earlier(asked);
+        if let Some(admin) = &self.resource.admin
+            && all.iter().any(|(k, v)| k == ACCOUNTS && *v == admin.user)
+        {
+            let why = format!(
+                "account {:?} is the administrator's, and no user's",
+                admin.user
+            );
+            self.reject(&why);
+            return Err(why);
+        }
+        let role = self
+            .decider
+            .check(&self.user, &self.resource, &pairs(&all))
+            .inspect_err(|why| self.reject(why))?;
+        let first = self.asked.borrow().is_none();
+        let name = if first {
+            names::SESSION_START
+        } else {
+            names::SESSION_PRINCIPALS
+        };
+        let mut event = self.about(Event::new(name)).with("role", role);
+        for (principal, value) in asked {
+            event = event.with(principal, value);
+        }
+        // Nothing is dialled for a session that could not be recorded.
+        self.audit.emit(event).await.map_err(|e| {
+            tracing::error!("{e}");
+            "this host can't record the session; ask its operator to look at the log".to_owned()
+        })?;
+        let how = self
+            .decider
+            .recorded(&self.user, &self.resource, &pairs(&all));
+        self.recorder.allowed(how);
+        self.asked.send_replace(Some(all));
+        Ok(())
+    }
+
+    async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
+        *self.login.lock().await = Exchange::Fresh;
+        *lock(&self.end_point) = None;
+        if endpoint == Endpoint::Cancel {
+            let found = lock(&self.cancel).found.clone();
+            return match found {
+                Some(target) => cancel::dial_for(&target).await,
+                None => Err("there is no session to cancel".into()),
+            };
+        }
+        if self.asked.borrow().is_none() {
+            return Err("the plugin asked to connect before it asked for authorization".into());
+        }
+        if endpoint == Endpoint::Admin && self.resource.admin.is_none() {
+            return Err(format!(
+                "resource {:?} has no administrator; its operator sets `admin` of it",
+                self.resource.id.name
+            ));
+        }
+        dial(self.address()?).await
+    }
+
+    fn needs_tls(&self, _: Endpoint) -> bool {
+        self.resource.tls.is_some()
+    }
+
+    async fn start_tls(&self, endpoint: Endpoint, stream: BoxedStream) -> Result<Secured, String> {
+        if endpoint == Endpoint::Cancel {
+            let found = lock(&self.cancel).found.clone();
+            return match found {
+                Some(target) => cancel::secure_for(&target, stream).await,
+                None => Err("there is no session to cancel".into()),
+            };
+        }
+        let id = self.identity(endpoint).await?;
+        let tls = self.resource.tls.clone().unwrap_or_default();
+        let address = self.address()?;
+        let (secured, end_point) =
+            upstream::secure(stream, &tls, address, &self.trust, id.as_ref()).await?;
+        *lock(&self.end_point) = end_point;
+        Ok(secured)
+    }
+
+    async fn answer(&self, endpoint: Endpoint, challenge: Challenge) -> Result<Vec<u8>, String> {
+        self.check_account(endpoint, &challenge.account)?;
+        let end_point = lock(&self.end_point).clone();
+        let secret = || self.secret_of(endpoint, &challenge.account);
+        let mut login = self.login.lock().await;
+        login.answer(&challenge, end_point, secret).await
+    }
+
+    async fn secret(
+        &self,
+        endpoint: Endpoint,
+        account: String,
+    ) -> Result<Zeroizing<Vec<u8>>, String> {
+        self.check_account(endpoint, &account)?;
+        self.login.lock().await.cleartext()?;
+        let secret = self.secret_of(endpoint, &account)?;
+        Ok(Zeroizing::new(secret.expose().as_bytes().to_vec()))
+    }
+
+    fn offer_cancel(&self, key: Vec<u8>, room: usize) -> Result<Vec<u8>, String> {
+        let target = Target {
+            upstream_key: key,
+            resource: self.resource.clone(),
+            trust: self.trust.clone(),
+            session_id: self.session_id.clone(),
+        };
+        let (key, held) = self.cancels.offer(target, room)?;
+        lock(&self.cancel).held = Some(held);
+        Ok(key)
+    }
+
+    fn find_cancel(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let target = self.cancels.find(key)?;
+        let event = cancel::told(&self.decider, &target, &self.source);
+        self.audit.emit_later(event.with("user", &self.user.name));
+        let key = target.upstream_key.clone();
+        lock(&self.cancel).found = Some(target);
+        Some(key)
+    }
+
+    async fn event(&self, event: PluginEvent) -> Result<(), String> {
+        self.recorder.record(event, |e| self.about(e)).await
+    }
+}
+
+impl SessionHost {
+    fn secret_of(
+        &self,
+        endpoint: Endpoint,
+        account: &str,
+    ) -> Result<postern_config::Secret, String> {
+        let admin = self.resource.admin.as_ref();
+        let admin = admin.filter(|_| endpoint == Endpoint::Admin);
+        login::secret(&self.resource.auth, admin, account)
+    }
+}
+
+#[cfg(test)]
+mod tests;

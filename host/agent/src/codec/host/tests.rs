@@ -1,0 +1,221 @@
+use super::*;
+use postern_config::{LockMode, SecretSource, UpstreamAdmin, UpstreamAuth};
+use postern_identity::ResourceId;
+use postern_membership::Snapshot;
+use tokio::sync::mpsc;
+
+struct Setup {
+    host: SessionHost,
+    events: mpsc::Receiver<Event>,
+    roles: watch::Sender<Arc<Snapshot>>,
+}
+
+fn snapshot(principals: &str) -> Snapshot {
+    let role = format!(
+        r#"{{"name":"dba","allow":{{"postgres":{{"labels":{{"*":["*"]}},{principals}}}}}}}"#
+    );
+    let role: postern_access::Role = serde_json::from_str(&role).unwrap();
+    Snapshot {
+        roles: [("dba".to_owned(), role)].into(),
+        heard_unix: postern_membership::unix_now(),
+        ..Snapshot::default()
+    }
+}
+
+/// alice may be `app` and `root` in every database; the password of both is in the environment, as is the administrator's.
+fn setup() -> Setup {
+    let path = || SecretSource {
+        file: None,
+        env: Some("PATH".into()),
+    };
+    let (roles, cache) = watch::channel(Arc::new(snapshot(
+        r#""db_users":["app","root"],"db_names":["*"]"#,
+    )));
+    let (audit, events) = Emitter::memory(100);
+    let trust = TrustBundle {
+        cluster: "demo".into(),
+        cas: vec![],
+    };
+    let host = SessionHost {
+        decider: Decider {
+            cluster: "demo".into(),
+            host_id: "h1".into(),
+            service: "db".into(),
+            lock_mode: LockMode::BestEffort,
+            cache,
+        },
+        recorder: Recorder::new(audit.clone(), "postgres", true),
+        audit,
+        user: UserIdentity {
+            name: "alice".into(),
+            roles: vec!["dba".into()],
+            traits: Default::default(),
+        },
+        user_chain: vec![],
+        resource: Offered {
+            id: ResourceId::new("postgres", "orders").unwrap(),
+            labels: Default::default(),
+            direct: false,
+            address: None,
+            tls: None,
+            auth: UpstreamAuth::Password {
+                passwords: [("*".to_owned(), path())].into(),
+            },
+            admin: Some(UpstreamAdmin {
+                user: "root".into(),
+                password: path(),
+            }),
+        },
+        trust,
+        auth: watch::channel(None).1,
+        source: "192.0.2.1:1".into(),
+        session_id: "s-1".into(),
+        cancels: Arc::new(Cancels::new(1)),
+        asked: watch::Sender::new(None),
+        rejected: OnceLock::new(),
+        login: Default::default(),
+        end_point: Default::default(),
+        cancel: Default::default(),
+        since: Instant::now(),
+    };
+    Setup {
+        host,
+        events,
+        roles,
+    }
+}
+
+fn asked(pairs: &[(&str, &str)]) -> Principals {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+fn salt(account: &str) -> Challenge {
+    Challenge {
+        method: login::MD5.into(),
+        account: account.into(),
+        data: vec![1, 2, 3, 4],
+    }
+}
+
+#[tokio::test]
+async fn only_an_account_that_was_authorized_gets_an_answer() {
+    let s = setup();
+    let why = s.host.answer(Endpoint::Main, salt("app")).await;
+    assert!(
+        why.unwrap_err().contains("not authorized"),
+        "nothing was asked"
+    );
+    // A database of that name makes no account of it.
+    let pairs = asked(&[("db_users", "app"), ("db_names", "other")]);
+    s.host.authorize(&pairs).await.unwrap();
+    for account in ["other", "root", "App", ""] {
+        let why = s
+            .host
+            .answer(Endpoint::Main, salt(account))
+            .await
+            .unwrap_err();
+        assert!(why.contains("not authorized"), "{account}: {why}");
+        let why = s
+            .host
+            .secret(Endpoint::Main, account.into())
+            .await
+            .unwrap_err();
+        assert!(why.contains("not authorized"), "{account}: {why}");
+    }
+    // What was refused has used nothing up.
+    assert!(s.host.answer(Endpoint::Main, salt("app")).await.is_ok());
+    let why = s.host.secret(Endpoint::Main, "app".into()).await;
+    assert!(why.unwrap_err().contains("second login"));
+}
+
+#[tokio::test]
+async fn the_administrator_is_nobody_and_nobody_is_the_administrator() {
+    let s = setup();
+    let why = s.host.authorize(&asked(&[("db_users", "root")])).await;
+    assert!(why.unwrap_err().contains("the administrator's"));
+    s.host
+        .authorize(&asked(&[("db_users", "app")]))
+        .await
+        .unwrap();
+    let why = s.host.answer(Endpoint::Admin, salt("app")).await;
+    assert!(why.unwrap_err().contains("not the administrator"));
+    assert!(s.host.answer(Endpoint::Admin, salt("root")).await.is_ok());
+    assert!(s.host.answer(Endpoint::Main, salt("root")).await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_asked_later_counts_with_what_was_asked_before() {
+    let mut s = setup();
+    s.host
+        .authorize(&asked(&[("db_users", "app")]))
+        .await
+        .unwrap();
+    s.host
+        .authorize(&asked(&[("db_names", "orders")]))
+        .await
+        .unwrap();
+    let names = [s.events.recv().await, s.events.recv().await].map(|e| e.unwrap().event);
+    assert_eq!(names, ["session.start", "session.principals"]);
+    assert_eq!(s.host.principals().len(), 2);
+    assert!(
+        s.host
+            .authorize(&asked(&[("db_users", "mallory")]))
+            .await
+            .is_err()
+    );
+    assert_eq!(s.host.principals().len(), 2, "what was denied is not had");
+}
+
+#[tokio::test]
+async fn losing_an_account_ends_the_session_that_uses_it() {
+    let s = setup();
+    s.host
+        .authorize(&asked(&[("db_users", "app")]))
+        .await
+        .unwrap();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(5), async {
+        let lose = async {
+            tokio::task::yield_now().await;
+            s.roles
+                .send_replace(Arc::new(snapshot(r#""db_users":["other"]"#)));
+        };
+        tokio::join!(s.host.until_refused(), lose).0
+    });
+    let why = ended.await.unwrap();
+    assert!(why.contains("\"app\""), "{why}");
+}
+
+#[tokio::test]
+async fn nothing_is_dialled_that_was_not_set_up() {
+    let s = setup();
+    let refused = |r: Result<BoxedStream, String>| r.err().unwrap();
+    let why = refused(s.host.connect(Endpoint::Main).await);
+    assert!(why.contains("before it asked for authorization"), "{why}");
+    let why = refused(s.host.connect(Endpoint::Cancel).await);
+    assert!(why.contains("no session to cancel"), "{why}");
+    s.host
+        .authorize(&asked(&[("db_users", "app")]))
+        .await
+        .unwrap();
+    let why = refused(s.host.connect(Endpoint::Main).await);
+    assert!(why.contains("has no address"), "{why}");
+    let mut s = s;
+    s.host.resource.admin = None;
+    let why = refused(s.host.connect(Endpoint::Admin).await);
+    assert!(why.contains("has no administrator"), "{why}");
+}
+
+#[tokio::test]
+async fn a_cancel_key_lives_as_long_as_its_session() {
+    let mut s = setup();
+    let cancels = s.host.cancels.clone();
+    let key = s.host.offer_cancel(b"theirs".to_vec(), 8).unwrap();
+    assert_eq!(s.host.find_cancel(&key), Some(b"theirs".to_vec()));
+    assert_eq!(s.events.recv().await.unwrap().event, "session.cancel");
+    assert_eq!(s.host.find_cancel(b"another!"), None);
+    drop(s);
+    assert!(cancels.find(&key).is_none());
+}
