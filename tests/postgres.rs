@@ -383,7 +383,7 @@ fn by_tls_that_comes_first() -> Result<()> {
         let mut stream = tokio_rustls::TlsConnector::from(config)
             .connect(name, tcp)
             .await?;
-        ensure!(stream.get_ref().1.alpn_protocol() == Some(b"postgresql"));
+        ensure!(stream.get_ref().1.alpn_protocol() == Some(b"postgresql".as_slice()));
         let body = b"\0\x03\0\0user\0app\0database\0orders\0\0";
         stream.write_u32(u32::try_from(body.len())? + 4).await?;
         stream.write_all(body).await?;

@@ -24,11 +24,13 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use writer::Writer;
 
 /// Events that may wait for the writer; `emit` waits for room beyond this.
 const QUEUE: usize = 1024;
+/// Of these, events of [`Emitter::queue`]: who floods it leaves room for `emit_later`, which does not wait.
+const QUEUED: usize = QUEUE / 2;
 /// Longest line that is read, in bytes: four times [`MAX_EVENT`], because spools of earlier versions have such.
 ///
 /// [`MAX_EVENT`]: crate::event::MAX_EVENT
@@ -103,6 +105,8 @@ struct Line {
     bytes: Vec<u8>,
     /// Somebody waits for it; others may wait for company.
     urgent: bool,
+    /// Given back when it is written.
+    _slot: Option<OwnedSemaphorePermit>,
     ack: Option<oneshot::Sender<Result<(), SpoolError>>>,
 }
 
@@ -127,6 +131,7 @@ enum Inner {
         path: Arc<str>,
         to_writer: mpsc::Sender<Message>,
         progress: watch::Receiver<Progress>,
+        slots: Arc<Semaphore>,
     },
     Memory(mpsc::Sender<Event>),
 }
@@ -168,7 +173,12 @@ impl Emitter {
     /// As [`Emitter::emit`].
     pub async fn queue(&self, event: Event) -> Result<Pending, SpoolError> {
         match &self.inner {
-            Inner::Spool { .. } => self.send(self.line(event)?, false).await,
+            Inner::Spool { slots, .. } => {
+                let line = self.line(event)?;
+                let slot = slots.clone().acquire_owned().await;
+                let slot = slot.map_err(|_| self.stopped())?;
+                self.send(line, false, Some(slot)).await
+            }
             Inner::Memory(sender) => {
                 sender.send(event).await.map_err(|_| self.stopped())?;
                 Ok(Pending {
@@ -189,6 +199,7 @@ impl Emitter {
                     .try_send(Message::Write(Line {
                         bytes,
                         urgent: false,
+                        _slot: None,
                         ack: None,
                     }))
                     .is_ok()
@@ -237,14 +248,20 @@ impl Emitter {
     }
 
     async fn write(&self, bytes: Vec<u8>) -> Result<(), SpoolError> {
-        self.send(bytes, true).await?.durable().await
+        self.send(bytes, true, None).await?.durable().await
     }
 
-    async fn send(&self, bytes: Vec<u8>, urgent: bool) -> Result<Pending, SpoolError> {
+    async fn send(
+        &self,
+        bytes: Vec<u8>,
+        urgent: bool,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<Pending, SpoolError> {
         let (ack, answer) = oneshot::channel();
         let line = Line {
             bytes,
             urgent,
+            _slot: slot,
             ack: Some(ack),
         };
         if let Inner::Spool { to_writer, .. } = &self.inner {
@@ -433,6 +450,7 @@ impl Spool {
             path: dir.display().to_string().into(),
             to_writer: to_writer.clone(),
             progress: progress.clone(),
+            slots: Arc::new(Semaphore::new(QUEUED)),
         };
         Ok((
             Spool {

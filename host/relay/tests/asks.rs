@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 /// Everything is allowed; what it dials comes out of a channel.
 struct Host {
-    dialled: mpsc::UnboundedSender<(Endpoint, DuplexStream)>,
+    dialled: mpsc::Sender<(Endpoint, DuplexStream)>,
     verified: bool,
     needs_tls: bool,
     recorded: AtomicBool,
@@ -28,7 +28,7 @@ impl CodecHost for Host {
     }
     async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        self.dialled.send((endpoint, theirs)).unwrap();
+        self.dialled.try_send((endpoint, theirs)).unwrap();
         Ok(Box::new(ours))
     }
     fn needs_tls(&self, _: Endpoint) -> bool {
@@ -96,7 +96,7 @@ async fn ran(change: impl FnOnce(&mut Host), ask: &[&str], early: &'static [u8])
     let plugin = rt.load(&source, Limits::default()).await.unwrap();
     let settings = serde_json::json!({ "ask": ask }).to_string();
     let codec = plugin.codec(&settings, "s").await.unwrap();
-    let (dialled, mut upstreams) = mpsc::unbounded_channel();
+    let (dialled, mut upstreams) = mpsc::channel(8);
     let mut host = Host {
         dialled,
         verified: true,

@@ -543,3 +543,28 @@ async fn a_queued_event_that_finds_no_room_is_told_of() {
     }
     assert!(failed > 0);
 }
+
+#[tokio::test]
+async fn a_flood_of_queued_events_leaves_room_for_those_that_do_not_wait() {
+    let dir = private_dir();
+    let (_spool, emitter) = open(&dir.path().join("spool")).await;
+    // On one thread: the writer gets its turn only where this waits.
+    let mut flood = Vec::new();
+    let more = async {
+        loop {
+            flood.push(emitter.queue(numbered(1)).await.unwrap());
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_millis(1), more).await;
+    for n in 0..100 {
+        emitter.emit_later(Event::new("kept").with("n", n));
+    }
+    emitter.flush().await.unwrap();
+    let files = fs::read_dir(dir.path().join("spool")).unwrap();
+    let kept: usize = files
+        .map(|f| f.unwrap().path())
+        .filter(|f| f.extension().is_some_and(|e| e == "jsonl"))
+        .map(|f| fs::read_to_string(f).unwrap().matches("\"kept\"").count())
+        .sum();
+    assert_eq!(kept, 100);
+}

@@ -117,6 +117,7 @@ impl Writer {
             .map(|bytes| Line {
                 bytes,
                 urgent: false,
+                _slot: None,
                 ack: None,
             })
             .collect();

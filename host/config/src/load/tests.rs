@@ -241,3 +241,48 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn how_a_server_is_met_is_read_compared_and_warned_of() {
+    let with = |keys: &str| {
+        let text = format!(
+            "version = 1\ncluster = \"demo\"\n[agent]\nproxy = \"p:443\"\nca_pin = [\"sha256:{}\"]\n[services.db]\nplugin = \"postgres\"\n\
+             [[services.db.resources]]\nname = \"orders\"\naddress = \"db:5432\"\n{keys}\n",
+            "0".repeat(64)
+        );
+        crate::parse(&text, Path::new("/etc/postern/postern.toml")).unwrap()
+    };
+    let full = with(
+        "tls = { ca_file = \"ca.crt\", server_name = \"db.internal\" }\n\
+         auth = { method = \"password\", passwords = { app = { file = \"app.password\" }, \"*\" = { env = \"PW\" } } }\n\
+         admin = { user = \"root\", password = { file = \"/run/root.password\" } }",
+    );
+    let resource = &full.services["db"].resources[0];
+    let tls = resource.tls.as_ref().unwrap();
+    assert_eq!(tls.mode, crate::TlsMode::VerifyFull);
+    assert_eq!(
+        tls.ca_file.as_deref(),
+        Some(Path::new("/etc/postern/ca.crt"))
+    );
+    let app = resource.auth.as_ref().unwrap().password_of("app").unwrap();
+    assert_eq!(
+        app.file.as_deref(),
+        Some(Path::new("/etc/postern/app.password"))
+    );
+    let admin = resource.admin.as_ref().unwrap();
+    assert_eq!(
+        admin.password.file.as_deref(),
+        Some(Path::new("/run/root.password"))
+    );
+    let changes: Vec<String> = crate::diff(&with(""), &full)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(changes, ["~ service db: tls, auth, admin"]);
+    assert_eq!(crate::warnings(&full), Vec::<String>::new());
+    let warned = crate::warnings(&with("tls = { mode = \"insecure\" }"));
+    assert!(
+        warned[0].contains("\"orders\"") && warned[0].contains("can pose as it"),
+        "{warned:?}"
+    );
+}

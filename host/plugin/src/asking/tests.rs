@@ -83,7 +83,7 @@ fn what_breaks_a_rule_may_not() {
         (session(&[Step::OfferCancel(vec![], 8)]), "1 to 256"),
         (session(&[Step::OfferCancel(vec![0; 257], 8)]), "1 to 256"),
         (session(&[Step::OfferCancel(key(), 7)]), "less than 8"),
-        (session(&[found.clone()]), "of a session"),
+        (session(std::slice::from_ref(&found)), "of a session"),
         (vec![Step::FindCancel(vec![0; 257])], "256 bytes"),
         (vec![found.clone(), found.clone()], "only connect(cancel)"),
         (

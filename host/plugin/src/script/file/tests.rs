@@ -73,7 +73,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         (
             one(r#"{ expect = [] }"#),
-            "session \"s\", event 2: nothing happens in it; an event has one of: open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret; with plugins of world ssh: open, shell, exec, pty, env, subsystem, forward",
+            "session \"s\", event 2: nothing happens in it; an event has one of: open, client, client_hex, upstream, upstream_hex, close, authorize, connect, start_tls, answer, send_secret, offer_cancel, find_cancel; with plugins of world ssh: open, shell, exec, pty, env, subsystem, forward",
         ),
         (
             one(r#"{ client_hex = "0g" }"#),
@@ -90,6 +90,14 @@ fn what_is_wrong_is_named_with_its_place() {
         (
             one(r#"{ shell = false }"#),
             "session \"s\", event 2 (shell): write shell = true, or leave it out",
+        ),
+        (
+            one(r#"{ offer_cancel = "fail" }"#),
+            "session \"s\", event 2 (offer_cancel): the host always has a key to give: write offer_cancel = \"ok\"",
+        ),
+        (
+            one(r#"{ authorize = "allow", data = "x" }"#),
+            "session \"s\", event 2: data says nothing here, it belongs to an answer = \"ok\", offer_cancel = \"ok\" or find_cancel = \"ok\"",
         ),
         (
             refused("settings = {}"),
