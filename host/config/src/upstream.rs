@@ -116,7 +116,7 @@ impl SecretSource {
         };
         let secret = text.trim_end_matches(['\r', '\n']);
         let why = if text.len() as u64 > crate::secret::MAX_SECRET_FILE {
-            "is larger than 4 KB"
+            "is larger than 16 KB"
         } else if secret.is_empty() {
             "is empty"
         } else if secret.contains(['\0', '\n']) {
@@ -157,8 +157,8 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             assert!(source.read().unwrap_err().to_string().contains(want));
         }
-        std::fs::write(&path, "x".repeat(5000)).unwrap();
-        assert!(source.read().unwrap_err().to_string().contains("4 KB"));
+        std::fs::write(&path, "x".repeat(20_000)).unwrap();
+        assert!(source.read().unwrap_err().to_string().contains("16 KB"));
         // Blanks are part of it.
         std::fs::write(&path, " pass word \r\n").unwrap();
         assert_eq!(source.read().unwrap().expose(), " pass word ");
