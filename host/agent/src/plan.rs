@@ -148,7 +148,9 @@ async fn one(
     let path = dirs
         .find(name, &service.plugin)
         .map_err(AgentError::Service)?;
-    let source = PluginSource::file(&service.plugin, path).pinned(service.sha256.clone());
+    let source = PluginSource::file(&service.plugin, path)
+        .pinned(service.sha256.clone())
+        .replacing(current.is_some());
     let limits = Limits {
         memory: Some(service.limits.memory_mb as usize * (1 << 20)),
         cpu_ms_per_call: service.limits.cpu_ms_per_call,

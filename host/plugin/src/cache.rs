@@ -4,7 +4,7 @@
 //! are ours alone, each file has a `.sum` with its digest beside it, and the name carries the component's digest and what
 //! the engine was configured as. Whatever does not fit is compiled again.
 
-use crate::compile::compile;
+use crate::compile::{Urgency, compile};
 use crate::trusted::private_dir;
 use aws_lc_rs::digest;
 use std::fs::File;
@@ -71,6 +71,7 @@ impl Cache {
         engine: &Engine,
         digest: &str,
         bytes: &[u8],
+        urgency: Urgency,
     ) -> wasmtime::Result<Component> {
         let path = self
             .dir
@@ -90,7 +91,7 @@ impl Cache {
             ),
         }
         let started = std::time::Instant::now();
-        let code = compile(engine, bytes)?;
+        let code = compile(engine, bytes, urgency)?;
         tracing::info!(
             "compiled plugin {} in {} ms",
             &digest[..12],

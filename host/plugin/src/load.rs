@@ -2,6 +2,7 @@
 
 use crate::bindings::{self, base, codec as codec_world, ssh as ssh_world};
 use crate::cache::{Cache, sha256};
+use crate::compile::Urgency;
 use crate::engine::Engines;
 use crate::error::{Cause, PluginError};
 use crate::inspect::{PACKAGE, VERSION, check_description, check_header, unknown, which_world};
@@ -148,7 +149,12 @@ impl Shared {
         let (file, bytes) = read(source)?;
         let digest = pinned(source, &file, &bytes)?;
         check_header(&file, &bytes)?;
-        let (component, engine, linker) = self.compile(&file, &digest, &bytes, limits)?;
+        let urgency = if source.replaces {
+            Urgency::Idle
+        } else {
+            Urgency::Low
+        };
+        let (component, engine, linker) = self.compile(&file, &digest, &bytes, (limits, urgency))?;
         let exports: Vec<String> = component
             .component_type()
             .exports(&engine)
@@ -182,7 +188,7 @@ impl Shared {
         file: &str,
         digest: &str,
         bytes: &[u8],
-        limits: Limits,
+        (limits, urgency): (Limits, Urgency),
     ) -> Result<(Component, Engine, &Linker<Ctx>), Cause> {
         let e = &self.engines;
         let not_valid = |e: &wasmtime::Error| Cause::NotAComponent {
@@ -190,7 +196,7 @@ impl Shared {
             why: format!("{:#}; build it with --target wasm32-wasip2", e.root_cause()),
         };
         if limits.memory.is_none_or(|m| m <= e.slot_memory) {
-            match self.cache.load(&e.pooled, digest, bytes) {
+            match self.cache.load(&e.pooled, digest, bytes, urgency) {
                 Ok(c) => return Ok((c, e.pooled.clone(), &self.pooled)),
                 // Too big for a slot, or not valid at all: the second engine tells.
                 Err(why) => tracing::debug!("{file} does not fit a pool slot: {why:#}"),
@@ -198,7 +204,7 @@ impl Shared {
         }
         let component = self
             .cache
-            .load(&e.on_demand, digest, bytes)
+            .load(&e.on_demand, digest, bytes, urgency)
             .map_err(|e| not_valid(&e))?;
         let memory = component
             .resources_required()

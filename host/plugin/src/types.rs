@@ -52,6 +52,8 @@ pub struct PluginSource {
     pub origin: Origin,
     /// Expected sha256 of the component, hex, with or without `sha256:` before it.
     pub sha256: Option<String>,
+    /// An older version serves until this one is ready, so nobody waits for it.
+    pub replaces: bool,
 }
 
 /// See [`PluginSource`].
@@ -68,6 +70,7 @@ impl PluginSource {
             name: name.into(),
             origin: Origin::File(path.into()),
             sha256: None,
+            replaces: false,
         }
     }
 
@@ -76,12 +79,20 @@ impl PluginSource {
             name: name.into(),
             origin: Origin::Bytes(bytes.into()),
             sha256: None,
+            replaces: false,
         }
     }
 
     #[must_use]
     pub fn pinned(mut self, sha256: Option<String>) -> Self {
         self.sha256 = sha256;
+        self
+    }
+
+    /// Whether an older version serves until this one is ready: then it is compiled with what CPU time sessions leave.
+    #[must_use]
+    pub fn replacing(mut self, replaces: bool) -> Self {
+        self.replaces = replaces;
         self
     }
 }
