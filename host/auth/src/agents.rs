@@ -56,9 +56,17 @@ pub struct Join(pub Shared);
 impl JoinService for Join {
     async fn join(&self, req: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let from = anonymous(&req, Purpose::Join)?;
-        crate::join::join(&self.0, req.get_ref(), from)
-            .await
-            .map(Response::new)
+        let state = self.0.clone();
+        let busy = |e| internal("answer the join", e);
+        let permit = state.joining.clone().acquire_owned().await;
+        let permit = permit.map_err(|e| busy(e.to_string()))?;
+        // A caller that hangs up must not part what is stored from its place in the audit log.
+        let joined = tokio::spawn(async move {
+            let _permit = permit;
+            crate::join::join(&state, req.get_ref(), from).await
+        });
+        let joined = joined.await.map_err(|e| busy(e.to_string()))?;
+        joined.map(Response::new)
     }
 }
 

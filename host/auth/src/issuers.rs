@@ -21,7 +21,7 @@ const KEEP: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(5);
 /// Issuers whose keys are kept. They come from join tokens, which administrators make.
 const MAX_ISSUERS: u64 = 100;
-/// One request to an issuer, all in all.
+/// Both requests to an issuer, all in all.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A discovery document or a JWK set of more bytes is none.
 const MAX_BODY: usize = 256 * 1024;
@@ -82,23 +82,25 @@ impl Issuers {
         if let Some(failed) = self.failed.get(&which).await {
             return Err(failed);
         }
-        let read = async {
-            match source {
-                KeySource::Static(jwks) => parse(jwks),
-                KeySource::Discovered { ca_pem } => discover(issuer, ca_pem).await,
-            }
-        };
-        match self.known.try_get_with_by_ref(&which, read).await {
-            Ok(keys) => Ok(keys),
-            Err(e) => {
-                let e = IssuerError::clone(&e);
-                self.failed.insert(which, e.clone()).await;
-                Err(e)
-            }
+        if let Some(keys) = self.known.get(&which).await {
+            return Ok(keys);
         }
+        let (known, failed) = (self.known.clone(), self.failed.clone());
+        // Goes on when the caller hangs up: its outcome is what the next one need not ask for.
+        let read = tokio::spawn(async move {
+            match known.try_get_with_by_ref(&which, fetch(&which)).await {
+                Ok(keys) => Ok(keys),
+                Err(e) => {
+                    let e = IssuerError::clone(&e);
+                    failed.insert(which, e.clone()).await;
+                    Err(e)
+                }
+            }
+        });
+        read.await.map_err(|e| IssuerError::Client(e.to_string()))?
     }
 
-    /// Keys fetched anew; `None` where they are not fetched, or were just now.
+    /// Keys fetched anew; `None` where they are not fetched, or were just now. Those that are known stay until then.
     pub async fn newer_keys(
         &self,
         issuer: &str,
@@ -108,9 +110,32 @@ impl Issuers {
         if matches!(source, KeySource::Static(_)) || self.again.take(&which).is_err() {
             return None;
         }
-        self.known.invalidate(&which).await;
-        Some(self.keys(issuer, source).await)
+        let known = self.known.clone();
+        let read = tokio::spawn(async move {
+            let keys = fetch(&which).await?;
+            known.insert(which, keys.clone()).await;
+            Ok(keys)
+        });
+        Some(match read.await {
+            Ok(keys) => keys,
+            Err(e) => Err(IssuerError::Client(e.to_string())),
+        })
     }
+}
+
+async fn fetch((issuer, source): &Which) -> Result<Arc<Keys>, IssuerError> {
+    let ca_pem = match source {
+        KeySource::Static(jwks) => return parse(jwks),
+        KeySource::Discovered { ca_pem } => ca_pem,
+    };
+    tokio::time::timeout(TIMEOUT, discover(issuer, ca_pem))
+        .await
+        .unwrap_or_else(|_| {
+            Err(IssuerError::Fetch {
+                url: issuer.clone(),
+                why: format!("no answer within {TIMEOUT:?}"),
+            })
+        })
 }
 
 fn parse(jwks: &str) -> Result<Arc<Keys>, IssuerError> {
@@ -152,6 +177,10 @@ async fn discover(issuer: &str, ca_pem: &str) -> Result<Arc<Keys>, IssuerError> 
         why,
     };
     secure(&url).map_err(|why| failed(why.to_owned()))?;
+    // Whom we ask over the network must not send us to what listens on this machine.
+    if issuer.starts_with("https:") && !url.starts_with("https:") {
+        return Err(failed("it must be an https URL, as the issuer is".into()));
+    }
     parse(&get(&client, &url).await.map_err(failed)?)
 }
 

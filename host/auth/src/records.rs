@@ -117,6 +117,9 @@ pub struct BoundKeypair {
     pub registration: Option<Code>,
     /// The host that joined with it last. One key, one host.
     pub host_id: Option<String>,
+    /// Those before it, which it does not serve again.
+    #[serde(default)]
+    pub former: Vec<String>,
 }
 
 impl Token {

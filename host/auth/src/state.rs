@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use postern_access::{Lock, Role, Rule};
 use postern_audit::Event;
 use postern_identity::UserIdentity;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::AuthOptions;
@@ -21,6 +22,9 @@ use crate::password::Passwords;
 use crate::records::{self, Record, lock_key, role_key};
 use crate::time;
 
+/// More wait: each is a transaction in the end, and those are written one after the other.
+const JOINS: usize = 256;
+
 pub type Shared = Arc<State>;
 
 /// See the module.
@@ -33,6 +37,8 @@ pub struct State {
     pub passwords: Passwords,
     /// Keys of issuers of ID tokens.
     pub issuers: Issuers,
+    /// Joins that are being answered at the same time.
+    pub joining: Arc<Semaphore>,
     /// Failed logins and enrolments by user and address ([`network`]). Behind a proxy that passes Auth through, the
     /// address is the proxy's: then this is by user.
     ///
@@ -65,6 +71,7 @@ impl State {
             inventory,
             passwords,
             issuers: Issuers::default(),
+            joining: Arc::new(Semaphore::new(JOINS)),
             login_limit: Limiter::new(5, Duration::from_secs(10)),
             login_peer_limit: Limiter::new(200, Duration::from_millis(200)),
             join_peer_limit: Limiter::new(200, Duration::from_millis(200)),

@@ -15,13 +15,24 @@ pub struct Preset {
 /// A claim that says whose token it is.
 struct Owner {
     claim: &'static str,
-    /// A pattern may have wildcards after this in its fixed part, and what stands there before it is the owner: with
-    /// `acme*`, `acme-evil` would join too. `None`: no wildcards.
-    until: Option<&'static str>,
+    fixed: Fixed,
 }
 
-const fn owner(claim: &'static str, until: Option<&'static str>) -> Owner {
-    Owner { claim, until }
+/// What of a pattern must be without wildcards.
+enum Fixed {
+    All,
+    /// After one of these words, an owner and the slash behind it: with `acme*`, `acme-evil` would join too.
+    Path(&'static [&'static str]),
+}
+
+const fn id(claim: &'static str) -> Owner {
+    let fixed = Fixed::All;
+    Owner { claim, fixed }
+}
+
+const fn path(claim: &'static str, words: &'static [&'static str]) -> Owner {
+    let fixed = Fixed::Path(words);
+    Owner { claim, fixed }
 }
 
 const PRESETS: [Preset; 4] = [
@@ -36,13 +47,13 @@ const PRESETS: [Preset; 4] = [
         word: "github",
         issuer: Some("https://token.actions.githubusercontent.com"),
         owners: &[
-            owner("repository", Some("/")),
-            owner("repository_id", None),
-            owner("repository_owner", None),
-            owner("repository_owner_id", None),
-            owner("enterprise", None),
-            owner("enterprise_id", None),
-            owner("sub", Some("/")),
+            path("repository", &[""]),
+            id("repository_id"),
+            id("repository_owner"),
+            id("repository_owner_id"),
+            id("enterprise"),
+            id("enterprise_id"),
+            path("sub", &["repo:"]),
         ],
         example: "repository=acme/shop",
     },
@@ -51,11 +62,11 @@ const PRESETS: [Preset; 4] = [
         word: "gitlab",
         issuer: Some("https://gitlab.com"),
         owners: &[
-            owner("project_path", Some("/")),
-            owner("project_id", None),
-            owner("namespace_path", None),
-            owner("namespace_id", None),
-            owner("sub", Some("/")),
+            path("project_path", &[""]),
+            id("project_id"),
+            id("namespace_path"),
+            id("namespace_id"),
+            path("sub", &["project_path:"]),
         ],
         example: "project_path=acme/shop",
     },
@@ -79,30 +90,32 @@ impl Preset {
         })
     }
 
-    /// Whether the rules admit nobody but those of a named owner. An issuer of the operator's own (GitHub Enterprise
-    /// Server, a GitLab of one's own) may be trusted as a whole.
-    pub fn narrow_enough(&self, admit: &Admit, issuer: &str) -> Result<(), String> {
-        if self.owners.is_empty() || self.issuer != Some(issuer) {
+    /// Whether the rules admit nobody but those of a named owner, whatever the method was called. An issuer of the
+    /// operator's own (GitHub Enterprise Server, a GitLab of one's own) may be trusted as a whole.
+    pub fn narrow_enough(admit: &Admit, issuer: &str) -> Result<(), String> {
+        let issuer = issuer.trim_end_matches('/');
+        let public = |p: &&Preset| !p.owners.is_empty() && p.issuer == Some(issuer);
+        let Some(public) = PRESETS.iter().find(public) else {
             return Ok(());
-        }
+        };
         let rules = match admit {
             Admit::AllowAny => {
                 return Err(format!(
                     "everybody can get a token of {issuer}; say whose may join, e.g. {}",
-                    self.example
+                    public.example
                 ));
             }
             Admit::MustMatch(rules) => rules,
         };
-        match rules.iter().find(|rule| !self.names_an_owner(rule)) {
+        match rules.iter().find(|rule| !public.names_an_owner(rule)) {
             None => Ok(()),
             Some(_) => {
-                let claims: Vec<&str> = self.owners.iter().map(|o| o.claim).collect();
+                let claims: Vec<&str> = public.owners.iter().map(|o| o.claim).collect();
                 Err(format!(
                     "a rule names no owner, so strangers' tokens of {issuer} could match; give it one of {} (wildcards only \
                      after the first /), e.g. {}",
                     claims.join(", "),
-                    self.example
+                    public.example
                 ))
             }
         }
@@ -120,15 +133,12 @@ impl Preset {
 impl Owner {
     fn named_by(&self, pattern: &str) -> bool {
         let fixed = pattern.split(['*', '?']).next().unwrap_or_default();
-        if fixed.len() == pattern.len() {
-            return true;
-        }
-        match self.until {
-            Some(end) => fixed.split_once(end).is_some_and(|(name, _)| {
-                // Of `repo:acme/`, the part behind the colon.
-                !name.rsplit(':').next().unwrap_or_default().is_empty()
+        match self.fixed {
+            Fixed::All => fixed.len() == pattern.len(),
+            Fixed::Path(words) => words.iter().any(|word| {
+                let path = fixed.strip_prefix(word).and_then(|p| p.split_once('/'));
+                path.is_some_and(|(owner, _)| !owner.is_empty() && !owner.contains(':'))
             }),
-            None => false,
         }
     }
 }
@@ -154,7 +164,7 @@ mod tests {
             rule(&[("sub", "repo:acme/shop:*")]),
             rule(&[("repository_owner", "acme")]),
         ] {
-            assert_eq!(github.narrow_enough(&good, issuer), Ok(()), "{good:?}");
+            assert_eq!(Preset::narrow_enough(&good, issuer), Ok(()), "{good:?}");
         }
         for open in [
             rule(&[("ref", "refs/heads/main")]),
@@ -164,22 +174,22 @@ mod tests {
             rule(&[("repository_owner", "acme*")]),
             rule(&[("sub", "repo:*")]),
             rule(&[("sub", "repo:/*")]),
+            rule(&[("sub", "ref:refs/heads/*")]),
+            rule(&[("sub", "repo:x:ref:refs/*")]),
+            rule(&[("sub", "environment:prod")]),
             Admit::AllowAny,
         ] {
-            let why = github.narrow_enough(&open, issuer).unwrap_err();
+            let why = Preset::narrow_enough(&open, issuer).unwrap_err();
             assert!(why.contains("repository=acme/shop"), "{open:?}: {why}");
             // One's own server has no strangers.
-            assert_eq!(
-                github.narrow_enough(&open, "https://github.corp.example"),
-                Ok(())
-            );
+            let own = Preset::narrow_enough(&open, "https://github.corp.example");
+            assert_eq!(own, Ok(()));
         }
-        let kubernetes = Preset::named("kubernetes").unwrap();
-        assert!(
-            kubernetes
-                .narrow_enough(&Admit::AllowAny, kubernetes.issuer.unwrap())
-                .is_ok()
-        );
+        let kubernetes = Preset::named("kubernetes").unwrap().issuer.unwrap();
+        assert!(Preset::narrow_enough(&Admit::AllowAny, kubernetes).is_ok());
+        let gitlab = rule(&[("sub", "project_path:acme/shop:ref_type:branch:ref:*")]);
+        assert!(Preset::narrow_enough(&gitlab, "https://gitlab.com").is_ok());
+        assert!(Preset::narrow_enough(&Admit::AllowAny, "https://gitlab.com/").is_err());
         assert!(Preset::named("jenkins").is_err());
     }
 }

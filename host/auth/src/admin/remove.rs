@@ -260,6 +260,11 @@ impl Removal {
 }
 
 impl Gone {
+    /// By name.
+    pub fn services(&self) -> &[String] {
+        &self.services
+    }
+
     /// Their heartbeats count no more. Returns what is gone, for people.
     pub fn forget(mut self, state: &Shared) -> Vec<String> {
         for service in &self.services {

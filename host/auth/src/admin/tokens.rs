@@ -27,6 +27,8 @@ use crate::time;
 const SECRET_TTL: u64 = 30 * 60;
 /// Accounts of an issuer that one token may name.
 const MAX_RULES: usize = 100;
+/// Each leaves the id of a former host in the record.
+const MAX_RECOVERIES: u32 = 1000;
 
 /// A new token, and the secret that is shown once (empty where there is none).
 pub struct Created {
@@ -180,7 +182,7 @@ async fn id_token(state: &Shared, asked: AskedIdToken) -> Result<IdTokenMethod, 
         (_, false) => Admit::MustMatch(rules.into_iter().map(Rule).collect()),
     };
     admit.check().map_err(|e| bad(e.to_string()))?;
-    preset.narrow_enough(&admit, &issuer).map_err(bad)?;
+    Preset::narrow_enough(&admit, &issuer).map_err(bad)?;
     let keys = if asked.jwks_json.is_empty() {
         check_issuer(&issuer).map_err(|e| bad(e.to_string()))?;
         KeySource::Discovered {
@@ -216,8 +218,16 @@ fn bound_keypair(
             "a bound key pair has recoveries instead of uses: it joins once, and so often again",
         ));
     }
+    if asked.recoveries > MAX_RECOVERIES {
+        return Err(bad(format!("at most {MAX_RECOVERIES} recoveries")));
+    }
     let uses = Some(asked.recoveries.saturating_add(1));
     if !asked.public_key.is_empty() {
+        if req.ttl_seconds > 0 {
+            return Err(bad(
+                "a token with a public key does not expire (--ttl is for registration secrets); remove it when it is no longer needed",
+            ));
+        }
         let bound = BoundKeypair {
             public_key: Some(raw_ed25519(&asked.public_key)?),
             ..BoundKeypair::default()

@@ -282,7 +282,8 @@ fn spent(ask: &Ask, token: &Token) -> Token {
         let shown = ask.named.as_ref().and_then(|n| n.bound_key.clone());
         bound.public_key = shown.map(|key| key.0).or(bound.public_key.take());
         bound.registration = None;
-        bound.host_id = Some(ask.host_id.clone());
+        let before = bound.host_id.replace(ask.host_id.clone());
+        bound.former.extend(before.filter(|h| *h != ask.host_id));
     }
     token
 }

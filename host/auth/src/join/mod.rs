@@ -29,7 +29,7 @@ use crate::records::{
 };
 use crate::state::{Shared, with_lock};
 use crate::time;
-use decide::{Decision, Plan, Refusal, View, decide};
+use decide::{Decision, Plan, Refusal, TokenView, View, decide};
 use proof::Proof;
 use request::Ask;
 
@@ -92,15 +92,29 @@ struct Read {
 }
 
 async fn attempt(state: &Shared, ask: &Ask) -> Result<Outcome, AuthError> {
-    let read = read(state, ask).await?;
-    let view = View {
+    let mut read = read(state, ask).await?;
+    let mut view = View {
         locks: read.locks.clone(),
         host: read.host.as_ref().map(|h| h.value.clone()),
         agent: read.agent.as_ref().map(|a| a.value.clone()),
-        token: read.proof.view.clone(),
+        token: TokenView::None,
         resources: asked_resources(ask, &read),
     };
-    match decide(ask, &view, time::now(), state.opts.rejoin_window) {
+    let now = time::now();
+    let mut decision = decide(ask, &view, now, state.opts.rejoin_window);
+    // What is shown is looked at only where the host's grant is not enough: an issuer that can't be reached keeps no
+    // member from coming back.
+    if let Decision::Refuse(refusal) = &decision
+        && matches!(
+            refusal.reason,
+            reasons::TOKEN_NEEDED | reasons::REJOIN_WINDOW | reasons::RESOURCE_CONFLICT
+        )
+    {
+        read.proof = proof::shown(state, ask).await?;
+        view.token = std::mem::take(&mut read.proof.view);
+        decision = decide(ask, &view, now, state.opts.rejoin_window);
+    }
+    match decision {
         Decision::Refuse(refusal) => Ok(Outcome::Refused(refusal, read.host.is_some())),
         Decision::Replay(agent) => {
             let mut response = hex::decode(&agent.answer)
@@ -143,7 +157,6 @@ async fn read(state: &Shared, ask: &Ask) -> Result<Read, AuthError> {
     let mut entries = entries.into_iter();
     let host = optional::<Host>(entries.next().flatten())?;
     let agent = optional::<Agent>(entries.next().flatten())?;
-    let proof = proof::shown(state, ask).await?;
     let mut keys: Vec<String> = Vec::new();
     if !ask.is_proxy() {
         keys.extend(ask.names.iter().map(|name| Resource::key(&ask.kind, name)));
@@ -168,7 +181,7 @@ async fn read(state: &Shared, ask: &Ask) -> Result<Read, AuthError> {
     Ok(Read {
         host,
         agent,
-        proof,
+        proof: Proof::default(),
         locks: locks.into_iter().collect(),
         resources,
     })
@@ -311,6 +324,7 @@ async fn issue(state: &Shared, ask: &Ask, read: &Read, plan: Plan) -> Result<Out
         .with("via", plan.via.name())
         .with("token", plan.token.as_ref().map(Token::label))
         .with("method", plan.token.as_ref().map(Token::method_word))
+        .with("subject", read.proof.id_token.as_ref().map(|t| &t.subject))
         .with("generation", plan.generation)
         .with("not_after", time::rfc3339(response.not_after_unix));
     Ok(Outcome::Joined(response, Some(event)))
@@ -344,6 +358,8 @@ async fn replace(
 ) -> Result<(Txn, Option<Gone>), AuthError> {
     let token = plan.token.as_ref().map(Token::label).unwrap_or_default();
     let host = load::<Host>(&state.kv, &Host::key(host_id)).await?;
+    // As it is now: a renewal meanwhile would outlive the lock.
+    let mut as_read = Txn::new().expect(Host::key(host_id), host.as_ref().map(|h| h.revision));
     let lock = Lock {
         target: lock_host(host_id),
         reason: format!("another host has joined with its key pair (token {token})"),
@@ -352,13 +368,16 @@ async fn replace(
             .and_then(|h| u64::try_from(h.value.not_after_unix).ok())
             .map(|at| at.saturating_add(60)),
     };
+    let Some(removal) = Removal::of(state, host_id, None, Some(lock)).await? else {
+        return Ok((as_read.expect(lock_key(&lock_host(host_id)), None), None));
+    };
     // Nobody has locked it meanwhile: that was looked at before.
-    let unlocked = |txn: Txn| txn.expect(lock_key(&lock_host(host_id)), None);
-    let removal = Removal::of(state, host_id, None, Some(lock)).await?;
-    Ok(match removal {
-        Some(r) => (unlocked(r.txn), Some(r.gone)),
-        None => (unlocked(Txn::new()), None),
-    })
+    let services = removal.gone.services().iter();
+    let locks = services.map(|s| lock_key(&lock_service(host_id, s)));
+    for key in locks.chain([lock_key(&lock_host(host_id))]) {
+        as_read = as_read.expect(key, None);
+    }
+    Ok((as_read.and(removal.txn), Some(removal.gone)))
 }
 
 /// Stores a token. Its record is kept a week longer than the token, so that a late join hears that it expired.

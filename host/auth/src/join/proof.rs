@@ -32,6 +32,8 @@ pub struct Proof {
 
 /// An ID token that must not serve another host.
 pub struct Remember {
+    /// Whose it is, for the audit log.
+    pub subject: String,
     pub key: String,
     /// Of the record that is there already.
     pub revision: Option<u64>,
@@ -116,6 +118,9 @@ async fn by_id_token(
             return Ok(Proof::refused(token, reasons::PROOF_INVALID, why));
         }
         Err(NotVerified::Issuer(why)) => {
+            // Whoever joins learns nothing of what Auth can reach.
+            tracing::warn!(token = token.label(), "{why}");
+            let why = "the keys of its issuer can't be had; the log of the Auth Service says why";
             return Ok(Proof::refused(token, reasons::ISSUER_UNREACHABLE, why));
         }
     };
@@ -129,6 +134,7 @@ async fn by_id_token(
         return Ok(Proof::refused(token, reasons::PROOF_INVALID, why));
     }
     let remember = Remember {
+        subject: proof.subject.chars().take(255).collect(),
         key,
         revision: before.map(|b| b.revision),
         until: proof.expires_unix.saturating_add(LEEWAY),
@@ -214,14 +220,24 @@ async fn by_bound_key(
             }
         }
     }
-    if let Some(before) = bound.host_id.as_ref().filter(|h| **h != ask.host_id)
-        && let Some(lock) = lock_of(state, before).await?
-    {
-        // Else a host that was locked out would come back under a new name.
-        return refused(format!(
-            "the host that its key pair served before ({before}) is locked ({}); lift it with: postern locks rm {}",
-            lock.reason, lock.target
-        ));
+    if bound.former.contains(&ask.host_id) {
+        return refused(
+            "this host was replaced by another one with the same key pair; it needs another token"
+                .into(),
+        );
+    }
+    // Else a host that was locked out would come back under a new name. The locks of replaced hosts expire by themselves
+    // and are no decision of anybody's.
+    let last = bound.host_id.iter().filter(|h| **h != ask.host_id);
+    let former = bound.former.iter();
+    for (host_id, decided) in last.map(|h| (h, false)).chain(former.map(|h| (h, true))) {
+        let lock = lock_of(state, host_id).await?;
+        if let Some(lock) = lock.filter(|l| !decided || l.expires_unix.is_none()) {
+            return refused(format!(
+                "a host that its key pair served before ({host_id}) is locked ({}); lift it with: postern locks rm {}",
+                lock.reason, lock.target
+            ));
+        }
     }
     Ok(Proof::known(stored))
 }

@@ -63,7 +63,7 @@ prop_compose! {
     ) -> Token {
         let method = match bound {
             None => Method::Secret(String::new()),
-            Some(host_id) => Method::BoundKeypair(BoundKeypair { host_id, public_key: Some("k".into()), registration: None }),
+            Some(host_id) => Method::BoundKeypair(BoundKeypair { host_id, public_key: Some("k".into()), ..BoundKeypair::default() }),
         };
         Token { id: "3f9a".into(), method, kinds, names, created_unix: 0, expires_unix: age.map(|age| NOW + age), uses, used }
     }

@@ -88,6 +88,13 @@ impl Txn {
         self
     }
 
+    /// This, and then the other, as one.
+    pub fn and(mut self, other: Txn) -> Self {
+        self.expect.extend(other.expect);
+        self.ops.extend(other.ops);
+        self
+    }
+
     pub fn delete(mut self, key: impl Into<String>) -> Self {
         self.ops.push(Op::Delete { key: key.into() });
         self

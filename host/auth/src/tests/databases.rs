@@ -112,6 +112,8 @@ async fn what_the_session_could_not_have_is_not_signed() {
     );
 
     let account = with(&|r| r.account = "root".into());
+    // A database of the account's name is not the account.
+    let as_database = with(&|r| r.account = "orders".into());
     let as_root = with(&|r| {
         r.account = "root".into();
         r.principals[0].value = "root".into();
@@ -125,6 +127,7 @@ async fn what_the_session_could_not_have_is_not_signed() {
     });
     for (request, reason, words) in [
         (account, reasons::BAD_REQUEST, "none of the principals"),
+        (as_database, reasons::BAD_REQUEST, "none of the principals"),
         (as_root, reasons::ACCESS_DENIED, "root"),
         (by_labels, reasons::ACCESS_DENIED, ""),
         (unknown, reasons::ACCESS_DENIED, "does not hold resource"),

@@ -419,6 +419,19 @@ async fn a_bound_key_pair_outlives_the_hosts_disk() {
     assert_eq!(events[0]["host_id"], first.id());
     assert_eq!(events[0]["by"], second.id());
 
+    // Not even when its lock has expired.
+    let unlock = RemoveRequest {
+        kind: "lock".into(),
+        name: format!("host:{}", first.id()),
+    };
+    lab.admin().remove(unlock).await.unwrap();
+    let again = lab.joins().join(bound(&first, &key, &["edge"], "")).await;
+    assert_refused(
+        &again.unwrap_err(),
+        reasons::PROOF_INVALID,
+        "was replaced by another one",
+    );
+
     // One recovery was allowed.
     let third = lab
         .joins()
@@ -499,8 +512,104 @@ async fn a_key_pair_is_registered_once_by_its_secret() {
 }
 
 #[tokio::test]
+async fn locking_a_former_host_stops_whoever_has_its_key() {
+    let lab = Lab::start().await;
+    let key = HostKey::generate();
+    create(&lab, "edge-1", &["ssh"], keypair(&key.openssh_public(), 5))
+        .await
+        .unwrap();
+    let (stolen, recovered) = (Host::new(), Host::new());
+    for host in [&stolen, &recovered] {
+        lab.joins()
+            .join(bound(host, &key, &["edge"], ""))
+            .await
+            .unwrap();
+    }
+    let lock = json!({ "target": format!("host:{}", stolen.id()), "reason": "stolen" });
+    let put = postern_api::v1::PutLockRequest {
+        lock_json: lock.to_string(),
+    };
+    lab.admin().put_lock(put).await.unwrap();
+    let thief = lab
+        .joins()
+        .join(bound(&Host::new(), &key, &["edge"], ""))
+        .await;
+    assert_refused(
+        &thief.unwrap_err(),
+        reasons::PROOF_INVALID,
+        "is locked (stolen)",
+    );
+    // Who has recovered goes on within its grant.
+    let more = recovered.ask("more", "ssh", &["more"], "");
+    lab.joins().join(more).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_away_keeps_no_member_out() {
+    let lab = Lab::start().await;
+    let key = Key::new("a");
+    let issuer = Issuer::start(&[&key]).await;
+    let rules: &[&[(&str, &str)]] = &[&[("sub", "job:1")]];
+    create(
+        &lab,
+        "ci",
+        &["ssh"],
+        Method::IdToken(oidc(&issuer.url, rules)),
+    )
+    .await
+    .unwrap();
+    let host = Host::new();
+    let id_token = key.sign(&issuer.claims());
+    lab.joins()
+        .join(shows(&host, "a", &id_token))
+        .await
+        .unwrap();
+    drop(issuer);
+    // A token with an unknown key would make Auth ask the issuer; within the grant it is not looked at.
+    let unknown = Key::new("b").sign(&json!({ "iss": "x" }));
+    lab.joins().join(shows(&host, "b", &unknown)).await.unwrap();
+    let stranger = lab.joins().join(shows(&Host::new(), "c", &unknown)).await;
+    let refused = stranger.unwrap_err();
+    assert_refused(
+        &refused,
+        reasons::ISSUER_UNREACHABLE,
+        "the log of the Auth Service",
+    );
+    // The keys that were known are still good.
+    let another = Host::new();
+    let fresh = key.sign(&json!({
+        "iss": id_token_issuer(&id_token), "aud": super::CLUSTER, "sub": "job:1", "exp": crate::time::now() + 60,
+    }));
+    lab.joins()
+        .join(shows(&another, "d", &fresh))
+        .await
+        .unwrap();
+    let events = lab.audited("agent.join").await;
+    assert_eq!(events[0]["subject"], "job:1");
+}
+
+fn id_token_issuer(token: &str) -> String {
+    use base64::Engine as _;
+    let claims = token.split('.').nth(1).unwrap();
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(claims)
+        .unwrap();
+    let claims: Value = serde_json::from_slice(&claims).unwrap();
+    claims["iss"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
 async fn key_pairs_that_can_not_be_bound() {
     let lab = Lab::start().await;
+    let request = CreateTokenRequest {
+        kinds: strings(&["ssh"]),
+        name: "edge-1".into(),
+        ttl_seconds: 60,
+        method: Some(keypair(&HostKey::generate().openssh_public(), 1)),
+        ..CreateTokenRequest::default()
+    };
+    let refused = lab.admin().create_token(request).await.unwrap_err();
+    assert_refused(&refused, reasons::BAD_REQUEST, "does not expire");
     for (public_key, says) in [
         ("hunter2", "this is no public key"),
         (

@@ -50,7 +50,7 @@ struct CreateArgs {
     /// [default: any name that no host has yet]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     names: Vec<String>,
-    /// How long it can be used [default: 30m; without a secret: for ever]
+    /// How long it can be used, or the registration secret of a bound_keypair [default: 30m; without a secret: for ever]
     #[arg(long, value_name = "TIME", value_parser = when::parse_ttl)]
     ttl: Option<Duration>,
     /// How often it can be used [default: without limit]
