@@ -154,7 +154,8 @@ impl Shared {
         } else {
             Urgency::Low
         };
-        let (component, engine, linker) = self.compile(&file, &digest, &bytes, (limits, urgency))?;
+        let (component, engine, linker) =
+            self.compile(&file, &digest, &bytes, (limits, urgency))?;
         let exports: Vec<String> = component
             .component_type()
             .exports(&engine)
