@@ -1,6 +1,7 @@
 //! Puts a codec plugin's questions to the host, while bytes on their way go on.
 
 use crate::drive::Run;
+use crate::start::Start;
 use crate::{BoxedStream, CodecHost, RelayError, Secured};
 use postern_plugin::{Endpoint, SecretMessage, Side, Step, StepResult, TemplatePart};
 use std::time::Duration;
@@ -81,14 +82,16 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         endpoint: Endpoint,
         host: &impl CodecHost,
     ) -> Result<StepResult, RelayError> {
-        self.verified = false;
+        self.start = Start::default();
         // What was sent to the upstream before is that one's.
         self.flush().await?;
         drop(self.duplex.take_upstream());
         Ok(match meanwhile!(self, host.connect(endpoint)) {
             Ok(stream) => {
                 self.duplex.connect(stream);
-                self.asking.needs_tls(host.needs_tls(endpoint));
+                let needs_tls = host.needs_tls(endpoint);
+                self.asking.needs_tls(needs_tls);
+                self.start = Start::new(needs_tls);
                 StepResult::Connected
             }
             Err(why) => StepResult::ConnectFailed(why),
@@ -112,6 +115,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         let Some(stream) = self.duplex.take_upstream() else {
             return Err(self.broke("start-tls before connect was answered"));
         };
+        self.start = Start::default();
         // Bytes from before TLS could be anybody's, and would be taken for the server's (CVE-2021-23222).
         let early = self.duplex.of(Side::Upstream).undecided().len();
         if early > 0 {
@@ -122,7 +126,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         }
         Ok(match meanwhile!(self, host.start_tls(endpoint, stream)) {
             Ok(Secured { stream, verified }) => {
-                self.verified = verified;
+                self.start = Start::secured(verified);
                 self.duplex.put_back(stream);
                 Ok(())
             }
@@ -136,7 +140,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         host: &impl CodecHost,
     ) -> Result<Result<(), String>, RelayError> {
         let endpoint = self.endpoint()?;
-        if !self.verified {
+        if !self.start.verified {
             return Ok(Err(
                 "the server wants the password in cleartext, which is sent over verified TLS only; set tls.mode of the resource to \"verify-full\", or let the server ask by scram-sha-256"
                     .into(),
@@ -169,6 +173,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(RelayError::Upstream)?;
         self.duplex.of(Side::Client).written += bytes.len() as u64;
+        self.start.sent();
         Ok(Ok(()))
     }
 }

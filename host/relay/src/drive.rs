@@ -2,6 +2,7 @@
 //! an error that says which.
 
 use crate::duplex::{Duplex, Event};
+use crate::start::{Start, silent};
 use crate::{BoxedStream, CodecHost, RelayError, RelayStats};
 use postern_plugin::{Asking, Codec, PluginEvent, Side, Step};
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub async fn run_codec(
         duplex: Duplex::guarded(client),
         codec,
         asking: Asking::default(),
-        verified: false,
+        start: Start::default(),
         ending: None,
     };
     let end = match run.guarded(host).await {
@@ -65,8 +66,7 @@ pub(crate) struct Run<C> {
     pub(crate) duplex: Duplex<C, BoxedStream>,
     pub(crate) codec: Codec,
     pub(crate) asking: Asking,
-    /// The upstream is on TLS, and its certificate was verified.
-    pub(crate) verified: bool,
+    pub(crate) start: Start,
     /// The side whose end the plugin was just told; until it has answered, it may still send to the other.
     ending: Option<Side>,
 }
@@ -105,8 +105,11 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
             if self.duplex.all_native() {
                 return Ok(End::AllNative);
             }
-            let event = self.duplex.next().await?;
+            let event = self.next().await?;
             self.asking.heard();
+            if let Event::Input(side) | Event::End(side) = &event {
+                self.start.shown(*side);
+            }
             steps = match event {
                 Event::Finished => return Ok(End::Finished),
                 Event::Input(side) => {
@@ -122,6 +125,21 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                 }
             };
         }
+    }
+
+    /// The next thing to look at. An upstream that keeps a session from starting by its silence is given up.
+    async fn next(&mut self) -> Result<Event, RelayError> {
+        if let Some(due) = self.start.due() {
+            let waited = tokio::time::timeout_at(due, self.duplex.next()).await;
+            let upstream = self.duplex.of(Side::Upstream);
+            match waited {
+                Ok(event) => return event,
+                // It has answered; that waits for the client to take what came before.
+                Err(_) if upstream.fresh || upstream.eof => {}
+                Err(_) => return Err(silent()),
+            }
+        }
+        self.duplex.next().await
     }
 
     /// A side is gone without a word. What the plugin has to say about that goes on record; nothing else is left to do.
@@ -176,6 +194,9 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                     if !self.duplex.of(side).pass(n as usize) {
                         return Err(self.broke("pass of more bytes than there are"));
                     }
+                    if side == Side::Client && n > 0 {
+                        self.start.over();
+                    }
                 }
                 Step::Skip(n) => {
                     let Some(side) = about else {
@@ -190,7 +211,11 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                     if !self.duplex.connected() {
                         return Err(self.broke("to-upstream before connect was answered"));
                     }
+                    self.allowed(self.start.may_send())?;
                     self.send(Side::Upstream, &bytes, sent)?;
+                    if !bytes.is_empty() {
+                        self.start.sent();
+                    }
                 }
                 Step::ToClient(bytes) => {
                     sent += bytes.len();
@@ -200,6 +225,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
                 Step::Splice(side) => {
                     self.allowed(self.asking.may_splice())?;
                     self.duplex.of(side).go_native();
+                    self.start.over();
                 }
                 Step::Close(reason) => then = Then::Close(reason),
                 Step::Authorize(_)

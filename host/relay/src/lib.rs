@@ -1,8 +1,8 @@
 //! The native data path: drives a codec plugin between client and upstream, and copies bytes once it is done.
 //!
 //! [`run_codec`] runs one connection; it asks its [`CodecHost`] whatever the plugin asks. `duplex.rs` moves the bytes,
-//! `drive.rs` carries out the plugin's steps, `ask.rs` puts its questions to the host, `splice.rs` is the copy for connections
-//! without a plugin.
+//! `drive.rs` carries out the plugin's steps, `ask.rs` puts its questions to the host, `start.rs` knows how far the upstream
+//! is, `splice.rs` is the copy for connections without a plugin.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -11,6 +11,7 @@ mod drive;
 mod duplex;
 mod flow;
 mod splice;
+mod start;
 
 pub use drive::run_codec;
 pub use splice::splice;

@@ -215,6 +215,21 @@ async fn where_tls_must_be_nothing_is_answered_without() {
     assert!(ran.told.ends_with("solved\n"), "{}", ran.told);
 }
 
+/// Takes its ten seconds.
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_given_up() {
+    let began = std::time::Instant::now();
+    let ran = ran(|_| {}, &session(&["request-tls"]), b"").await;
+    assert!(began.elapsed() >= Duration::from_secs(10));
+    assert_eq!(ran.told, "authorized\nconnected\n");
+    assert_eq!(ran.upstreams, [(Endpoint::Main, b"tls?".to_vec())]);
+    let why = ran.ended.unwrap_err().to_string();
+    assert_eq!(
+        why,
+        "upstream connection: the server did not answer within 10s"
+    );
+}
+
 #[tokio::test]
 async fn a_cancel_connection_may_do_that_alone() {
     let found = ran(|_| {}, &["find ourskey8", "connect cancel"], b"").await;

@@ -18,6 +18,7 @@ struct Host {
     events: Mutex<Vec<PluginEvent>>,
     /// `connect` takes this long.
     slow: Duration,
+    needs_tls: bool,
 }
 
 impl CodecHost for Host {
@@ -36,6 +37,9 @@ impl CodecHost for Host {
             Ok(s) => Ok(Box::new(s)),
             Err(e) => Err(e.to_string()),
         }
+    }
+    fn needs_tls(&self, _: Endpoint) -> bool {
+        self.needs_tls
     }
     async fn event(&self, event: PluginEvent) -> Result<(), String> {
         self.events.lock().unwrap().push(event);
@@ -494,6 +498,37 @@ async fn traps_close_both_sides() {
         assert!(matches!(client.read(&mut [0; 8]).await, Ok(0) | Err(_)));
         up.await.unwrap();
     }
+}
+
+/// A plugin may ask a server for TLS that it must have; what the server says to that is not gone on from without.
+#[tokio::test]
+async fn where_tls_must_be_nothing_is_sent_after_the_servers_first_word() {
+    let (_s, codec) = misbehave("copy").await;
+    let (addr, up) = upstream(|mut s| async move {
+        let mut all = vec![0; 4];
+        s.read_exact(&mut all).await.unwrap();
+        s.write_all(b"N").await.unwrap();
+        let _ = s.read_to_end(&mut all).await;
+        all
+    })
+    .await;
+    let (mut client, agent) = pair().await;
+    let host = Host {
+        needs_tls: true,
+        ..dials(addr)
+    };
+    let relay = run(agent, codec, host);
+    client.write_all(b"tls?").await.unwrap();
+    let mut answer = [0; 1];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"N");
+    client.write_all(b"secrets").await.unwrap();
+    let e = relay.await.unwrap().0.unwrap_err().to_string();
+    assert!(
+        e.contains("broke the contract") && e.contains("goes on without TLS"),
+        "{e}"
+    );
+    assert_eq!(up.await.unwrap(), b"tls?");
 }
 
 /// While the host dials, the client's bytes wait; one who goes away meanwhile is noticed.

@@ -11,7 +11,7 @@ use postern_plugin::{Endpoint, PluginEvent};
 use postern_relay::{BoxedStream, CodecHost, Secured};
 use postern_tunnel::{StreamHeader, TunnelStream};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
 /// Random bytes of a key, where there is room for so many.
@@ -21,10 +21,16 @@ const ROUTE: usize = 4;
 /// A whole cancel connection: the request is there when it comes.
 const TOGETHER: Duration = Duration::from_secs(10);
 
+/// Keys of no session that may be shown to a service within a [`WINDOW`]; short keys could be guessed otherwise.
+const MISSES: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(1);
+
 /// The cancel keys of a service's live sessions.
 pub struct Cancels {
     route: u32,
     live: Mutex<Vec<Live>>,
+    /// Keys of no session that were shown since; whoever showed them, with TLS or without.
+    misses: Mutex<(Instant, u32)>,
 }
 
 struct Live {
@@ -40,12 +46,20 @@ pub struct Target {
     pub session_id: String,
 }
 
+impl Target {
+    /// Whether its server is never used without TLS.
+    pub fn needs_tls(&self) -> bool {
+        self.resource.tls.is_some()
+    }
+}
+
 impl Cancels {
     /// `route`: see [`postern_identity::AgentIdentity::cancel_route`].
     pub fn new(route: u32) -> Self {
         Cancels {
             route,
             live: Mutex::default(),
+            misses: Mutex::new((Instant::now(), 0)),
         }
     }
 
@@ -77,8 +91,33 @@ impl Cancels {
         }
     }
 
-    /// The session of this key. Takes as long whichever it is, and if there is none.
+    /// The session of this key; none where too many keys of no session were shown just before.
     pub fn find(&self, key: &[u8]) -> Option<Arc<Target>> {
+        self.find_at(key, Instant::now())
+    }
+
+    fn find_at(&self, key: &[u8], now: Instant) -> Option<Arc<Target>> {
+        // Held to the end, so that nobody guesses beside it.
+        let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(misses.0) >= WINDOW {
+            *misses = (now, 0);
+        }
+        // A key that is right counts as little as one that is wrong, or there would be no limit to guesses.
+        if misses.1 >= MISSES {
+            return None;
+        }
+        let found = self.look_up(key);
+        if found.is_none() {
+            misses.1 += 1;
+            if misses.1 == MISSES {
+                tracing::warn!("{MISSES} cancel requests with keys of no session; no more are looked at for {WINDOW:?}");
+            }
+        }
+        found
+    }
+
+    /// Takes as long whichever key it is, and if it is none.
+    fn look_up(&self, key: &[u8]) -> Option<Arc<Target>> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = None;
         for one in live.iter() {
@@ -152,6 +191,10 @@ impl CodecHost for CancelHost<'_> {
             (Endpoint::Cancel, Some(target)) => dial_for(target).await,
             _ => Err("this connection may only cancel".into()),
         }
+    }
+
+    fn needs_tls(&self, _: Endpoint) -> bool {
+        self.found.get().is_none_or(|target| target.needs_tls())
     }
 
     async fn start_tls(&self, _: Endpoint, stream: BoxedStream) -> Result<Secured, String> {
@@ -244,5 +287,19 @@ mod tests {
         drop(held_a);
         assert!(cancels.find(&a).is_none(), "the session has ended");
         assert!(cancels.offer(target("c"), 7).is_err());
+    }
+
+    #[test]
+    fn keys_are_not_guessed_one_after_the_other() {
+        let cancels = Arc::new(Cancels::new(1));
+        let (key, _held) = cancels.offer(target("a"), 8).unwrap();
+        let now = Instant::now();
+        for _ in 0..MISSES {
+            // Keys that are right are no misses.
+            assert!(cancels.find_at(&key, now).is_some());
+            assert!(cancels.find_at(b"another!", now).is_none());
+        }
+        assert!(cancels.find_at(&key, now).is_none(), "it was not looked at");
+        assert!(cancels.find_at(&key, now + WINDOW).is_some());
     }
 }

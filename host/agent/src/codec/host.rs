@@ -12,8 +12,9 @@ use postern_identity::{TrustBundle, UserIdentity};
 use postern_plugin::{Challenge, Endpoint, PluginEvent};
 use postern_relay::{BoxedStream, CodecHost, RelayStats, Secured};
 use rustls::pki_types::CertificateDer;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -44,6 +45,8 @@ pub struct SessionHost {
     /// Of the connection made last.
     pub login: tokio::sync::Mutex<Exchange>,
     pub end_point: Mutex<Option<Vec<u8>>>,
+    /// Its server was verified in full.
+    pub verified: AtomicBool,
     pub cancel: Mutex<Cancel>,
     pub since: Instant,
 }
@@ -100,6 +103,18 @@ impl SessionHost {
                 _ = allowed.changed() => {}
             }
         }
+    }
+
+    /// Resolves when the session should have been authorized by now, and was not: a client that says nothing would hold a place
+    /// that others could have.
+    pub async fn until_late(&self, limit: Duration) -> String {
+        let mut allowed = self.asked.subscribe();
+        let started = allowed.wait_for(Option::is_some);
+        let late = tokio::time::timeout(limit, started).await.is_err();
+        if !late {
+            std::future::pending::<()>().await;
+        }
+        format!("the client did not say within {limit:?} what it wants to use")
     }
 
     pub async fn ended(&self, outcome: &Result<RelayStats, String>) {
@@ -253,6 +268,7 @@ impl CodecHost for SessionHost {
     async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
         *self.login.lock().await = Exchange::Fresh;
         *lock(&self.end_point) = None;
+        self.verified.store(false, Ordering::Relaxed);
         if endpoint == Endpoint::Cancel {
             let found = lock(&self.cancel).found.clone();
             return match found {
@@ -272,7 +288,11 @@ impl CodecHost for SessionHost {
         dial(self.address()?).await
     }
 
-    fn needs_tls(&self, _: Endpoint) -> bool {
+    fn needs_tls(&self, endpoint: Endpoint) -> bool {
+        if endpoint == Endpoint::Cancel {
+            let found = lock(&self.cancel).found.clone();
+            return found.is_none_or(|target| target.needs_tls());
+        }
         self.resource.tls.is_some()
     }
 
@@ -290,15 +310,17 @@ impl CodecHost for SessionHost {
         let (secured, end_point) =
             upstream::secure(stream, &tls, address, &self.trust, id.as_ref()).await?;
         *lock(&self.end_point) = end_point;
+        self.verified.store(secured.verified, Ordering::Relaxed);
         Ok(secured)
     }
 
     async fn answer(&self, endpoint: Endpoint, challenge: Challenge) -> Result<Vec<u8>, String> {
         self.check_account(endpoint, &challenge.account)?;
         let end_point = lock(&self.end_point).clone();
+        let known = self.verified.load(Ordering::Relaxed) || self.is_local();
         let secret = || self.secret_of(endpoint, &challenge.account);
         let mut login = self.login.lock().await;
-        login.answer(&challenge, end_point, secret).await
+        login.answer(&challenge, end_point, known, secret).await
     }
 
     async fn secret(
@@ -339,6 +361,12 @@ impl CodecHost for SessionHost {
 }
 
 impl SessionHost {
+    /// Between this host's programs alone.
+    fn is_local(&self) -> bool {
+        let address = self.resource.address.as_deref();
+        address.is_some_and(|a| a.starts_with("unix:"))
+    }
+
     fn secret_of(
         &self,
         endpoint: Endpoint,

@@ -67,10 +67,12 @@ impl Exchange {
     }
 
     /// Answers a challenge for an account that has been checked. `end_point`: of the server's certificate, where there is TLS.
+    /// `known`: nobody else can be at the other end, nor in between: TLS was verified in full, or it is a Unix socket.
     pub async fn answer(
         &mut self,
         challenge: &Challenge,
         end_point: Option<Vec<u8>>,
+        known: bool,
         secret: impl FnOnce() -> Result<Secret, String>,
     ) -> Result<Vec<u8>, String> {
         if challenge.data.len() > MAX_CHALLENGE {
@@ -106,6 +108,10 @@ impl Exchange {
                 })?;
                 Ok(Vec::new())
             }
+            // The salt is the asker's choice: who may choose it can log in elsewhere with the answer, or search for the password.
+            (MD5, Exchange::Fresh) if !known => Err(format!(
+                "the server wants the password of {account:?} by MD5, whose answer is worth a login to whoever is in between, so it is given over verified TLS and Unix sockets only; let the server ask by scram-sha-256 (password_encryption, and the password set anew), or set tls.mode of the resource to \"verify-full\""
+            )),
             (MD5, Exchange::Fresh) => {
                 let salt = <[u8; 4]>::try_from(challenge.data.as_slice())
                     .map_err(|_| "the server's salt is not 4 bytes".to_owned())?;

@@ -18,13 +18,17 @@ use cancel::Cancels;
 use events::Recorder;
 use host::SessionHost;
 use postern_identity::{CaKind, Peer, TrustBundle, UserIdentity, tls};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// Protocol names that clients of a kind may ask for in TLS (PostgreSQL's do where TLS comes first).
 const ALPN: [(&str, &[&[u8]]); 1] = [("postgres", &[b"postgresql"])];
+
+/// How long a user may take from TLS to what the session is authorized for (as long as PostgreSQL's authentication_timeout).
+const START: Duration = Duration::from_secs(60);
 
 /// Serves one connection from its ClientHello to its end.
 pub async fn serve(
@@ -81,6 +85,7 @@ pub async fn serve(
         rejected: OnceLock::new(),
         login: Default::default(),
         end_point: Default::default(),
+        verified: AtomicBool::new(false),
         cancel: Default::default(),
         since: Instant::now(),
     };
@@ -97,6 +102,7 @@ pub async fn serve(
     let outcome = tokio::select! {
         r = postern_relay::run_codec(stream, codec, &host) => r.map_err(|e| e.to_string()),
         why = host.until_refused() => Err(format!("ended: {why}")),
+        why = host.until_late(START) => Err(format!("ended: {why}")),
     };
     host.ended(&outcome).await;
     outcome.map(drop)

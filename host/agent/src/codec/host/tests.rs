@@ -4,6 +4,9 @@ use postern_identity::ResourceId;
 use postern_membership::Snapshot;
 use tokio::sync::mpsc;
 
+/// Nobody can be in between there.
+const SOCKET: &str = "unix:/run/postgresql/.s.PGSQL.5432";
+
 struct Setup {
     host: SessionHost,
     events: mpsc::Receiver<Event>,
@@ -75,6 +78,7 @@ fn setup() -> Setup {
         rejected: OnceLock::new(),
         login: Default::default(),
         end_point: Default::default(),
+        verified: AtomicBool::new(false),
         cancel: Default::default(),
         since: Instant::now(),
     };
@@ -102,7 +106,8 @@ fn salt(account: &str) -> Challenge {
 
 #[tokio::test]
 async fn only_an_account_that_was_authorized_gets_an_answer() {
-    let s = setup();
+    let mut s = setup();
+    s.host.resource.address = Some(SOCKET.into());
     let why = s.host.answer(Endpoint::Main, salt("app")).await;
     assert!(
         why.unwrap_err().contains("not authorized"),
@@ -133,7 +138,8 @@ async fn only_an_account_that_was_authorized_gets_an_answer() {
 
 #[tokio::test]
 async fn the_administrator_is_nobody_and_nobody_is_the_administrator() {
-    let s = setup();
+    let mut s = setup();
+    s.host.resource.address = Some(SOCKET.into());
     let why = s.host.authorize(&asked(&[("db_users", "root")])).await;
     assert!(why.unwrap_err().contains("the administrator's"));
     s.host
@@ -144,6 +150,39 @@ async fn the_administrator_is_nobody_and_nobody_is_the_administrator() {
     assert!(why.unwrap_err().contains("not the administrator"));
     assert!(s.host.answer(Endpoint::Admin, salt("root")).await.is_ok());
     assert!(s.host.answer(Endpoint::Main, salt("root")).await.is_err());
+}
+
+#[tokio::test]
+async fn md5_goes_to_a_server_that_is_known() {
+    for (address, verified, answered) in [
+        ("db.internal:5432", false, false),
+        ("db.internal:5432", true, true),
+        (SOCKET, false, true),
+    ] {
+        let mut s = setup();
+        s.host.resource.address = Some(address.into());
+        s.host
+            .authorize(&asked(&[("db_users", "app")]))
+            .await
+            .unwrap();
+        s.host.verified = AtomicBool::new(verified);
+        let answer = s.host.answer(Endpoint::Main, salt("app")).await;
+        assert_eq!(answer.is_ok(), answered, "{address}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_nothing_is_late() {
+    let s = setup();
+    let soon = Duration::from_millis(20);
+    let why = s.host.until_late(soon).await;
+    assert!(why.contains("did not say within 20ms"), "{why}");
+    s.host
+        .authorize(&asked(&[("db_users", "app")]))
+        .await
+        .unwrap();
+    let late = tokio::time::timeout(soon * 5, s.host.until_late(soon)).await;
+    assert!(late.is_err(), "it has started: {late:?}");
 }
 
 #[tokio::test]
@@ -218,4 +257,20 @@ async fn a_cancel_key_lives_as_long_as_its_session() {
     assert_eq!(s.host.find_cancel(b"another!"), None);
     drop(s);
     assert!(cancels.find(&key).is_none());
+}
+
+#[tokio::test]
+async fn a_cancel_connection_is_held_to_the_tls_of_what_it_cancels() {
+    let mut s = setup();
+    assert!(!s.host.needs_tls(Endpoint::Main));
+    assert!(s.host.needs_tls(Endpoint::Cancel), "of nobody yet");
+    let key = s.host.offer_cancel(b"theirs".to_vec(), 8).unwrap();
+    s.host.resource.tls = Some(Default::default());
+    s.host.find_cancel(&key).unwrap();
+    assert!(s.host.needs_tls(Endpoint::Main));
+    assert!(!s.host.needs_tls(Endpoint::Cancel), "that one has no tls");
+    let key = s.host.offer_cancel(b"theirs".to_vec(), 8).unwrap();
+    s.host.resource.tls = None;
+    s.host.find_cancel(&key).unwrap();
+    assert!(s.host.needs_tls(Endpoint::Cancel));
 }

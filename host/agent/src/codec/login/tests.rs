@@ -18,7 +18,7 @@ async fn ask(
     c: &Challenge,
     end_point: Option<Vec<u8>>,
 ) -> Result<String, String> {
-    let answer = e.answer(c, end_point, password).await?;
+    let answer = e.answer(c, end_point, true, password).await?;
     Ok(String::from_utf8(answer).unwrap())
 }
 
@@ -62,6 +62,23 @@ async fn one_exchange_and_no_second() {
     let hash = ask(&mut e, &md5, None).await.unwrap();
     assert!(hash.starts_with("md5") && hash.len() == 35, "{hash}");
     assert!(ask(&mut e, &md5, None).await.is_err(), "salt after salt");
+}
+
+#[tokio::test]
+async fn where_nobody_knows_the_server_md5_is_not_answered() {
+    let md5 = challenge(MD5, "app", &[1, 2, 3, 4]);
+    let unread = || -> Result<Secret, String> { panic!("the password is not even read") };
+    let answer = Exchange::default().answer(&md5, None, false, unread).await;
+    let why = answer.unwrap_err();
+    for words in ["by MD5", "scram-sha-256", "verify-full"] {
+        assert!(why.contains(words), "{why}");
+    }
+    // SCRAM gives nothing away that is of use elsewhere.
+    let scram = challenge(SCRAM, "app", b"SCRAM-SHA-256\0");
+    let first = Exchange::default()
+        .answer(&scram, None, false, password)
+        .await;
+    assert!(first.is_ok());
 }
 
 #[tokio::test]
