@@ -134,8 +134,8 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
             let upstream = self.duplex.of(Side::Upstream);
             match waited {
                 Ok(event) => return event,
-                // It has answered; that waits for the client to take what came before.
-                Err(_) if upstream.fresh || upstream.eof => {}
+                // It may have answered: that waits for the client to take what came before.
+                Err(_) if upstream.fresh || upstream.eof || upstream.backlog() > 0 => {}
                 Err(_) => return Err(silent()),
             }
         }

@@ -102,7 +102,7 @@ impl Cancels {
         if now.duration_since(misses.0) >= WINDOW {
             *misses = (now, 0);
         }
-        // A key that is right counts as little as one that is wrong, or there would be no limit to guesses.
+        // Not even the right key is of use then, or there would be no limit to guesses.
         if misses.1 >= MISSES {
             return None;
         }
@@ -110,7 +110,9 @@ impl Cancels {
         if found.is_none() {
             misses.1 += 1;
             if misses.1 == MISSES {
-                tracing::warn!("{MISSES} cancel requests with keys of no session; no more are looked at for {WINDOW:?}");
+                tracing::warn!(
+                    "{MISSES} cancel requests with keys of no session within {WINDOW:?}; more are not looked at until that is over"
+                );
             }
         }
         found
