@@ -1,6 +1,6 @@
-//! Audit events of a session: `session.query`, `session.error`, `session.end`.
+//! Audit events of a session: `session.settings`, `session.query`, `session.error`, `session.end`.
 
-use crate::redact::redact;
+use crate::redact::{redact, setting};
 use crate::wire;
 use postern_sdk::AuditEvent;
 use postern_sdk::event::{Cut, Event, PARAMETERS, beginning, json};
@@ -40,6 +40,40 @@ pub fn sql(seen: &[u8], len: usize) -> Rc<Sql> {
         cut: Cut::new(&redact(shown), (shown.len() < len).then_some(len)),
         recorded: Cell::new(false),
     })
+}
+
+/// What the startup message sets, which may be what `SET` and `SET ROLE` do. It can't be longer than SQL in an event, since the
+/// startup message is not.
+pub fn settings(all: &[(Vec<u8>, Vec<u8>)]) -> AuditEvent {
+    let shown: Vec<String> = all
+        .iter()
+        .map(|(name, value)| match name.as_slice() {
+            b"options" => json(&format!("options={}", options(value))),
+            name => json(&setting(name, value)),
+        })
+        .collect();
+    Event::new("session.settings")
+        .json("settings", format!("[{}]", shown.join(",")))
+        .end()
+}
+
+/// Command line options, each on its own: a password in one hides none of the others.
+fn options(value: &[u8]) -> String {
+    let (mut words, mut escaped) = (vec![vec![]], false);
+    for b in value {
+        match b {
+            b if b.is_ascii_whitespace() && !escaped => words.push(vec![]),
+            b => words.last_mut().into_iter().for_each(|w| w.push(*b)),
+        }
+        escaped = *b == b'\\' && !escaped;
+    }
+    let shown = words
+        .iter()
+        .map(|word| match word.iter().position(|b| *b == b'=') {
+            Some(at) => setting(&word[..at], &word[at + 1..]),
+            None => redact(word).into_owned(),
+        });
+    shown.collect::<Vec<_>>().join(" ")
 }
 
 /// A simple query.

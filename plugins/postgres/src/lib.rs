@@ -138,8 +138,13 @@ impl Codec for Postgres {
     fn on_result(&mut self, result: StepResult) -> Vec<Step> {
         match (std::mem::replace(&mut self.phase, Phase::Over), result) {
             (Phase::Authorizing(startup), StepResult::Authorized) => {
+                let mut steps = Vec::new();
+                if !startup.settings.is_empty() {
+                    steps.push(Step::Event(audit::settings(&startup.settings)));
+                }
                 self.phase = Phase::Connecting(Goal::Session(startup));
-                vec![Step::Connect(Endpoint::Main)]
+                steps.push(Step::Connect(Endpoint::Main));
+                steps
             }
             (Phase::Authorizing(_), StepResult::Denied(why)) => self.refuse("28000", why),
             (Phase::FindingKey, StepResult::CancelFound(key)) => {

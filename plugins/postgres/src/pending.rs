@@ -35,6 +35,8 @@ pub struct Parsed {
     /// None where there was no room for it.
     pub sql: Option<Rc<Sql>>,
     segment: u64,
+    /// The server may take it for an error within the COPY of a simple query before it, and go on behind it.
+    swallowed: bool,
 }
 
 /// What an answer of the server tells.
@@ -55,6 +57,8 @@ pub struct Pending {
     parses: VecDeque<Parsed>,
     closes: VecDeque<Box<[u8]>>,
     sql_bytes: usize,
+    /// Simple queries in the queue.
+    simple: usize,
     /// Counts Syncs.
     segment: u64,
     /// The server skips what the client sends, up to a Sync that has not been sent yet.
@@ -73,14 +77,17 @@ impl Pending {
     /// The client has sent this.
     pub fn sent(&mut self, kind: u8) -> Result<(), Broken> {
         self.segment += u64::from(kind == SYNC);
-        if self.awaits(kind) {
+        if self.awaits(kind)? {
+            self.simple += usize::from(kind == QUERY);
             self.queue.push_back(kind);
         }
         self.not_too_many()
     }
 
-    pub fn sent_parse(&mut self, name: &[u8], sql: &Rc<Sql>) -> Result<(), Broken> {
-        if self.awaits(PARSE) {
+    /// False if the server skips it, by all that is known.
+    pub fn sent_parse(&mut self, name: &[u8], sql: &Rc<Sql>) -> Result<bool, Broken> {
+        let awaited = self.awaits(PARSE)?;
+        if awaited {
             let fits = self.sql_bytes + sql.cut.json.len() <= MOST_SQL;
             self.sql_bytes += if fits { sql.cut.json.len() } else { 0 };
             self.queue.push_back(PARSE);
@@ -88,13 +95,14 @@ impl Pending {
                 name: name.into(),
                 sql: fits.then(|| sql.clone()),
                 segment: self.segment,
+                swallowed: self.simple > 0 || self.lost,
             });
         }
-        self.not_too_many()
+        self.not_too_many().map(|()| awaited)
     }
 
     pub fn sent_close(&mut self, name: &[u8]) -> Result<(), Broken> {
-        if self.awaits(CLOSE_STATEMENT) {
+        if self.awaits(CLOSE_STATEMENT)? {
             self.queue.push_back(CLOSE_STATEMENT);
             self.closes.push_back(name.into());
         }
@@ -102,18 +110,27 @@ impl Pending {
     }
 
     /// Whether the server will answer a message of this type that is sent now.
-    fn awaits(&mut self, kind: u8) -> bool {
+    fn awaits(&mut self, kind: u8) -> Result<bool, Broken> {
         if self.copying {
-            // Anything but a Sync ends it, if only by an error.
-            self.copying = kind == SYNC;
-            return false;
+            // Data, Flush and Terminate are not told of.
+            return match kind {
+                SYNC => Ok(false),
+                COPY_END => {
+                    self.copying = false;
+                    Ok(false)
+                }
+                // PostgreSQL takes it for an error; servers differ in what they do then.
+                _ => Err(Broken(
+                    "the client sends something else in the middle of a COPY".into(),
+                )),
+            };
         }
         if self.skipping {
             self.skipping = kind != SYNC;
-            return kind == SYNC;
+            return Ok(kind == SYNC);
         }
-        // Of a COPY that the server has not begun yet, or given up already.
-        kind != COPY_END || self.queue.back().is_some_and(|b| *b != COPY_END)
+        // One query may have several COPYs, so each end counts: of one that the server has not begun yet, or given up already.
+        Ok(kind != COPY_END || !self.queue.is_empty())
     }
 
     fn not_too_many(&self) -> Result<(), Broken> {
@@ -132,7 +149,7 @@ impl Pending {
         for parsed in self.parses.iter().rev().filter(|p| *p.name == *name) {
             found.push(parsed);
             // No Sync between the two: if that Parse fails, the Bind is skipped.
-            if parsed.segment == self.segment {
+            if parsed.segment == self.segment && !parsed.swallowed {
                 return (found, true);
             }
         }
@@ -164,11 +181,10 @@ impl Pending {
             (b'T' | b'C' | b'I', Some(QUERY)) | (b'V', Some(CALL)) => Got::Nothing,
             (b'E', _) => self.failed(first),
             (b'Z', _) => self.ready(),
-            (b'G' | b'W', _) => {
-                self.copy_in();
-                Got::Nothing
+            (b'G' | b'W', Some(QUERY | EXECUTE)) => self.copy_in(),
+            (b'1' | b'2' | b'3' | b'T' | b'n' | b'C' | b'I' | b's' | b'V' | b'G' | b'W', _) => {
+                self.wonder()
             }
-            (b'1' | b'2' | b'3' | b'T' | b'n' | b'C' | b'I' | b's' | b'V', _) => self.wonder(),
             _ => Got::Nothing,
         }
     }
@@ -188,6 +204,10 @@ impl Pending {
             }
             Some(CLOSE_STATEMENT) => {
                 self.closes.pop_front();
+                None
+            }
+            Some(QUERY) => {
+                self.simple -= 1;
                 None
             }
             _ => None,
@@ -214,7 +234,7 @@ impl Pending {
         loop {
             match self.queue.front() {
                 Some(&(QUERY | CALL | SYNC)) => {
-                    self.queue.pop_front();
+                    self.drop_first();
                     break;
                 }
                 None => {
@@ -233,18 +253,23 @@ impl Pending {
     }
 
     /// The server reads COPY data up to its end, and takes no Sync until then.
-    fn copy_in(&mut self) {
+    fn copy_in(&mut self) -> Got {
         // Behind the message that has begun it.
         while self.queue.get(1) == Some(&SYNC) {
             self.queue.remove(1);
         }
         let Some(begun) = self.queue.pop_front() else {
-            return;
+            return self.wonder();
         };
         // The next message is the end of the data, or taken for an error.
-        self.copying = self.queue.is_empty();
+        let next = self.queue.front().copied();
+        self.copying = next.is_none();
         self.drop_first();
         self.queue.push_front(begun);
+        match next {
+            None | Some(COPY_END) => Got::Nothing,
+            Some(_) => self.wonder(),
+        }
     }
 }
 

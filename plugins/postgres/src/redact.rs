@@ -46,6 +46,18 @@ pub fn redact(sql: &[u8]) -> Cow<'_, str> {
     out.into()
 }
 
+/// A setting of the startup message, without its value if that may hold a password.
+pub fn setting(name: &[u8], value: &[u8]) -> String {
+    // What SET does in SQL.
+    let quoted = String::from_utf8_lossy(value).replace('\'', "''");
+    let sql = [name, b"='", quoted.as_bytes(), b"'"].concat();
+    let shown = match *redact(&sql) == *String::from_utf8_lossy(&sql) {
+        true => String::from_utf8_lossy(value),
+        false => INSTEAD.into(),
+    };
+    format!("{}={shown}", String::from_utf8_lossy(name))
+}
+
 /// A quick look, for the many texts that hold none.
 fn mentions(sql: &[u8]) -> bool {
     let follows = |at: usize, word: &[u8]| {

@@ -7,14 +7,14 @@
 
 use crate::audit::{self, Bound, Sql, Totals};
 use crate::pending::{self, Got, Pending};
-use crate::statements::{Statements, key};
+use crate::statements::Statements;
 use crate::wire::{self, Broken, HEAD, Head};
 use postern_sdk::AuditEvent;
 use postern_sdk::input::Input;
 use std::rc::Rc;
 
-/// Bytes of a name of a statement or portal.
-const MOST_NAME: usize = 1024;
+/// Bytes of a name of a statement or portal. PostgreSQL cuts what is longer, others do not: two names could be one or two.
+const MOST_NAME: usize = 63;
 /// Bytes of a message that are looked at: two names, and as much of the rest as goes into an event.
 const LOOK: usize = HEAD + 2 * (MOST_NAME + 1) + 16 * 1024 + 4;
 /// Bytes of what else a statement's name may stand for.
@@ -83,7 +83,10 @@ impl Session {
                 // Behind it is the number of types that the client gives, most often none.
                 let len = body_len - (body.len() - rest.len());
                 let sql = audit::sql(rest, len.saturating_sub(2));
-                self.pending.sent_parse(key(name), &sql)
+                if !self.pending.sent_parse(name, &sql)? {
+                    self.statements.doubt(name, sql);
+                }
+                Ok(())
             }
             b'B' => {
                 let (portal, rest) = name(body, "Bind")?;
@@ -93,12 +96,12 @@ impl Session {
                 bound.portal = portal;
                 bound.parameters = self.parameters.then(|| audit::parameters(rest));
                 input.event(bound.event(input.is_wordy()));
-                self.remember(key(portal));
+                self.remember(portal);
                 self.pending.sent(pending::BIND)
             }
             b'E' => {
                 let (portal, _) = name(body, "Execute")?;
-                match self.bound.iter().position(|p| **p == *key(portal)) {
+                match self.bound.iter().position(|p| **p == *portal) {
                     Some(at) => drop(self.bound.swap_remove(at)),
                     None => input.event(audit::again(portal)),
                 }
@@ -108,7 +111,7 @@ impl Session {
                 let (what, rest) = body.split_first().ok_or_else(|| short("Close"))?;
                 let (name, _) = name(rest, "Close")?;
                 match what {
-                    b'S' => self.pending.sent_close(key(name)),
+                    b'S' => self.pending.sent_close(name),
                     _ => self.pending.sent(pending::CLOSE_PORTAL),
                 }
             }
@@ -131,13 +134,13 @@ impl Session {
 
     /// What a Bind of this statement runs, as far as it is known.
     fn look_up<'a>(&mut self, statement: &'a [u8]) -> Bound<'a> {
-        let name = key(statement);
-        let (unanswered, sure) = self.pending.parses_of(name);
+        let (unanswered, sure) = self.pending.parses_of(statement);
         let mut candidates: Vec<_> = unanswered.iter().map(|p| p.sql.clone()).collect();
         let mut doubt = candidates.iter().any(Option::is_none) || (self.pending.is_lost() && !sure);
-        if !sure && let Some((sql, doubted)) = self.statements.get(name) {
+        if !sure && let Some((sql, other, doubted)) = self.statements.get(statement) {
             doubt |= doubted;
             candidates.push(Some(sql));
+            candidates.extend(other.map(Some));
         }
         let mut known = candidates.into_iter().flatten();
         let sql = known.next();

@@ -52,6 +52,8 @@ pub struct Startup {
     pub user: String,
     pub database: String,
     pub replication: bool,
+    /// All other parameters, as they came.
+    pub settings: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// SQLSTATE and words.
@@ -115,6 +117,7 @@ fn no_postgres(data: &[u8]) -> String {
 
 fn startup(bytes: &[u8], minor: u16, body: &[u8]) -> Result<Startup, Refused> {
     let (mut user, mut database, mut replication) = (None, None, None);
+    let mut settings = Vec::new();
     let mut rest = body;
     loop {
         let Some((name, after)) = wire::text(rest, rest.len()) else {
@@ -134,7 +137,10 @@ fn startup(bytes: &[u8], minor: u16, body: &[u8]) -> Result<Startup, Refused> {
             b"user" => &mut user,
             b"database" => &mut database,
             b"replication" => &mut replication,
-            _ => continue,
+            _ => {
+                settings.push((name.to_vec(), value.to_vec()));
+                continue;
+            }
         };
         // Servers differ in which of two they take.
         if known.replace(value).is_some() {
@@ -159,6 +165,7 @@ fn startup(bytes: &[u8], minor: u16, body: &[u8]) -> Result<Startup, Refused> {
         user,
         database,
         replication: replication.is_some_and(|r| !is_false(r)),
+        settings,
     })
 }
 

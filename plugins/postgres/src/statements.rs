@@ -9,13 +9,6 @@ use std::rc::Rc;
 const MOST: usize = 1 << 20;
 /// What an entry takes beside its texts, about.
 const ENTRY: usize = 128;
-/// PostgreSQL cuts names of statements and portals to this length.
-const LONGEST_NAME: usize = 63;
-
-/// A name as the server knows it.
-pub fn key(name: &[u8]) -> &[u8] {
-    &name[..name.len().min(LONGEST_NAME)]
-}
 
 #[derive(Debug, Default)]
 pub struct Statements {
@@ -27,38 +20,60 @@ pub struct Statements {
 #[derive(Debug)]
 struct Entry {
     sql: Rc<Sql>,
+    /// What else the name may stand for: the last of what the server has skipped, as it seems.
+    other: Option<Rc<Sql>>,
     /// The name may stand for something else by now.
     doubt: bool,
     used: u64,
 }
 
-fn size(name: &[u8], sql: &Sql) -> usize {
-    name.len() + sql.cut.json.len() + ENTRY
+impl Entry {
+    fn size(&self, name: &[u8]) -> usize {
+        let other = self.other.as_ref().map_or(0, |s| s.cut.json.len());
+        name.len() + self.sql.cut.json.len() + other + ENTRY
+    }
 }
 
 impl Statements {
     pub fn put(&mut self, name: Box<[u8]>, sql: Rc<Sql>, doubt: bool) {
+        self.put_entry(name, sql, None, doubt);
+    }
+
+    /// A Parse of this name seems to be skipped: the name stands for what it stood for, most likely.
+    pub fn doubt(&mut self, name: &[u8], skipped: Rc<Sql>) {
+        match self.by_name.get(name).map(|e| e.sql.clone()) {
+            Some(sql) => self.put_entry(name.into(), sql, Some(skipped), true),
+            None => self.put_entry(name.into(), skipped, None, true),
+        }
+    }
+
+    fn put_entry(&mut self, name: Box<[u8]>, sql: Rc<Sql>, other: Option<Rc<Sql>>, doubt: bool) {
         self.remove(&name);
-        self.bytes += size(&name, &sql);
         self.clock += 1;
-        let used = self.clock;
-        self.by_name.insert(name, Entry { sql, doubt, used });
+        let entry = Entry {
+            sql,
+            other,
+            doubt,
+            used: self.clock,
+        };
+        self.bytes += entry.size(&name);
+        self.by_name.insert(name, entry);
         if self.bytes > MOST {
             self.forget();
         }
     }
 
-    /// The SQL, and whether it is in doubt.
-    pub fn get(&mut self, name: &[u8]) -> Option<(Rc<Sql>, bool)> {
+    /// The SQL, what else it may be, and whether it is in doubt.
+    pub fn get(&mut self, name: &[u8]) -> Option<(Rc<Sql>, Option<Rc<Sql>>, bool)> {
         let entry = self.by_name.get_mut(name)?;
         self.clock += 1;
         entry.used = self.clock;
-        Some((entry.sql.clone(), entry.doubt))
+        Some((entry.sql.clone(), entry.other.clone(), entry.doubt))
     }
 
     pub fn remove(&mut self, name: &[u8]) {
         if let Some(entry) = self.by_name.remove(name) {
-            self.bytes -= size(name, &entry.sql);
+            self.bytes -= entry.size(name);
         }
     }
 
@@ -100,7 +115,7 @@ mod tests {
 
     fn known(s: &mut Statements, name: &[u8]) -> Option<(String, bool)> {
         s.get(name)
-            .map(|(sql, doubt)| (sql.cut.json.clone(), doubt))
+            .map(|(sql, _, doubt)| (sql.cut.json.clone(), doubt))
     }
 
     #[test]
@@ -113,7 +128,7 @@ mod tests {
             assert!(s.bytes <= MOST + 2000);
         }
         assert!(s.get(b"s1").is_none() && s.get(b"s1999").is_some());
-        let kept: usize = s.by_name.iter().map(|(n, e)| size(n, &e.sql)).sum();
+        let kept: usize = s.by_name.iter().map(|(n, e)| e.size(n)).sum();
         assert_eq!(kept, s.bytes);
         s.clear();
         assert!(s.get(b"s0").is_none() && s.bytes == 0);
@@ -129,6 +144,22 @@ mod tests {
         assert_eq!(known(&mut s, b"a"), Some(("\"2\"".into(), false)));
         s.remove(b"a");
         assert_eq!((known(&mut s, b"a"), s.bytes), (None, 0));
-        assert_eq!(key(&[b'x'; 70]).len(), 63);
+    }
+
+    #[test]
+    fn what_seems_to_be_skipped_stands_beside() {
+        let mut s = Statements::default();
+        s.doubt(b"a", sql("1"));
+        assert_eq!(known(&mut s, b"a"), Some(("\"1\"".into(), true)));
+        s.put(b"a"[..].into(), sql("2"), false);
+        for skipped in ["3", "44"] {
+            s.doubt(b"a", sql(skipped));
+            let (is, other, doubt) = s.get(b"a").unwrap();
+            assert_eq!(is.cut.json, "\"2\"");
+            assert_eq!(other.unwrap().cut.json, format!("\"{skipped}\""));
+            assert!(doubt);
+        }
+        s.remove(b"a");
+        assert_eq!(s.bytes, 0);
     }
 }

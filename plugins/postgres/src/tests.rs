@@ -42,6 +42,36 @@ fn asks_before_it_dials() {
 }
 
 #[test]
+fn what_the_startup_sets_is_told_before_it_dials() {
+    let mut host = new(|q| match q {
+        Step::Connect(_) => StepResult::ConnectFailed("refused".into()),
+        q => kind(q),
+    });
+    let asked = [
+        "user",
+        "app",
+        "options",
+        "-c role=admin",
+        "session_authorization",
+        "x",
+    ];
+    host.send(Client, &begin(0, &asked));
+    assert_eq!(
+        host.told(),
+        [r#"session.settings settings=["options=-c role=admin","session_authorization=x"]"#]
+    );
+    let mut host = new(kind);
+    host.send(
+        Client,
+        &begin(0, &["user", "a", "database", "b", "replication", "0"]),
+    );
+    assert!(host.told().is_empty());
+    let mut host = new(|_| StepResult::Denied("no".into()));
+    host.send(Client, &begin(0, &asked));
+    assert!(host.told().is_empty());
+}
+
+#[test]
 fn a_denial_comes_before_anything_is_dialled() {
     let mut host = new(|_| StepResult::Denied("no role of bob allows db_user \"app\"".into()));
     host.send(Client, &app());

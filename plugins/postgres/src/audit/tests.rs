@@ -22,6 +22,43 @@ fn sql_is_cut_to_a_stated_size_with_its_length() {
 }
 
 #[test]
+fn settings_are_told_without_passwords() {
+    let told = |all: &[(&str, &[u8])]| {
+        let all: Vec<_> = all
+            .iter()
+            .map(|(n, v)| (n.as_bytes().to_vec(), v.to_vec()))
+            .collect();
+        shown(&settings(&all))
+    };
+    assert_eq!(
+        told(&[
+            ("application_name", b"it's"),
+            ("role", b"admin"),
+            ("role", b"\xff")
+        ]),
+        "session.settings settings=[\"application_name=it's\",\"role=admin\",\"role=\u{fffd}\"]"
+    );
+    for (name, value) in [
+        ("my.password", "JQX"),
+        ("my.dsn", "host=a password=JQX"),
+        ("my.dsn", "password='JQX'"),
+        ("my.url", "postgres://u:JQX@h"),
+        ("my.password", "a\\' JQX"),
+    ] {
+        let says = format!("session.settings settings=[\"{name}='***'\"]");
+        assert_eq!(told(&[(name, value.as_bytes())]), says);
+    }
+    // One hides none of the others.
+    assert_eq!(
+        told(&[(
+            "options",
+            br"-c my.password=J\ QX -crole=admin  --my.passwd=JQX --a=b -c my.dsn=password=JQX -e"
+        )]),
+        "session.settings settings=[\"options=-c my.password='***' -crole=admin  --my.passwd='***' --a=b -c my.dsn='***' -e\"]"
+    );
+}
+
+#[test]
 fn a_bind_tells_what_it_runs() {
     let one = || sql(b"select $1", 9);
     let bound = Bound {

@@ -25,7 +25,7 @@ fn play(pending: &mut Pending, script: &str) -> Vec<String> {
                     Got::Lost => "lost".into(),
                 });
             }
-            b'P' => pending.sent_parse(&b[1..2], &sql(&word[2..])).unwrap(),
+            b'P' => drop(pending.sent_parse(&b[1..2], &sql(&word[2..])).unwrap()),
             b'C' => pending.sent_close(&b[1..]).unwrap(),
             kind => pending.sent(kind).unwrap(),
         }
@@ -40,7 +40,7 @@ fn all(script: &str) -> Vec<String> {
         pending.queue.is_empty() && pending.parses.is_empty() && pending.closes.is_empty(),
         "{script}: {pending:?}"
     );
-    assert_eq!(pending.sql_bytes, 0);
+    assert_eq!((pending.sql_bytes, pending.simple), (0, 0));
     assert!(
         !pending.skipping && !pending.copying && !pending.lost,
         "{script}: {pending:?}"
@@ -94,11 +94,39 @@ fn a_server_takes_no_sync_while_it_reads_a_copy() {
         "Q <G <E <Z c Q <C <Z",
         "B E S <2 <G <E c S <Z",
         "B E c S <2 <E <Z",
-        // Another message in the middle is an error.
-        "Q <G Q <E <Z",
+        // Two of one query, however early their ends come.
+        "Q c c <G <C <G <C <Z Q <C <Z",
+        "Q c <G c <C <G <C <Z Q <C <Z",
+        "Q c S c <G <C <G <C <Z Q <C <Z",
+        // The first fails; the other end is ignored.
+        "Q c c <G <E <Z Q <C <Z",
+        "Q <G c c <E <Z Q <C <Z",
+        "Q <G c <E <Z c Q <C <Z",
     ] {
         assert_eq!(all(script), [""; 0], "{script}");
     }
+}
+
+#[test]
+fn nothing_else_is_sent_in_the_middle_of_a_copy() {
+    for kind in [QUERY, CALL, BIND, DESCRIBE, EXECUTE, CLOSE_PORTAL] {
+        let mut p = Pending::default();
+        play(&mut p, "Q <G");
+        assert!(p.sent(kind).is_err(), "{kind}");
+    }
+    let mut p = Pending::default();
+    play(&mut p, "B E S <2 <G S");
+    assert!(p.sent_parse(b"a", &sql("1")).is_err() && p.sent_close(b"a").is_err());
+    // Behind its end, or its failure, anything is.
+    assert_eq!(play(&mut p, "c Q <C <Z"), [""; 0]);
+    assert_eq!(play(&mut p, "Q <G <E Pa1 <Z S <1 <Z"), ["prepared a=\"1\""]);
+    // It was sent before the server said that there is one: what became of it is not known.
+    let mut p = Pending::default();
+    assert_eq!(play(&mut p, "Q Pa1 <G"), ["lost"]);
+    assert!(p.parses.is_empty() && p.sql_bytes == 0);
+    assert_eq!(play(&mut p, "<E <Z"), [""; 0]);
+    assert!(!p.is_lost());
+    assert_eq!(play(&mut p, "<G"), ["lost"]);
 }
 
 #[test]
@@ -130,6 +158,14 @@ fn what_a_name_may_stand_for() {
     assert_eq!(of(&p, b"c"), (String::new(), false));
     play(&mut p, "Pa4");
     assert_eq!(of(&p, b"a"), ("\"4\"".into(), true));
+    // A COPY of the query may take it for an error of its own.
+    let mut p = Pending::default();
+    play(&mut p, "Pa1 Q Pa2");
+    assert_eq!(of(&p, b"a"), ("\"2\"\"1\"".into(), true));
+    play(&mut p, "<1 <G");
+    assert_eq!(of(&p, b"a"), (String::new(), false));
+    play(&mut p, "<E <Z Pa3");
+    assert_eq!(of(&p, b"a"), ("\"3\"".into(), true));
 }
 
 #[test]
@@ -201,7 +237,7 @@ proptest! {
         let (mut p, mut n, mut done) = (Pending::default(), 0, 0);
         for (i, kind) in sent.iter().enumerate() {
             match *kind {
-                PARSE => p.sent_parse(&[i as u8], &sql("x")),
+                PARSE => p.sent_parse(&[i as u8], &sql("x")).map(drop),
                 CLOSE_STATEMENT => p.sent_close(&[i as u8]),
                 kind => p.sent(kind),
             }.unwrap();
@@ -222,12 +258,19 @@ proptest! {
     fn any_order_does_no_harm(script in prop::collection::vec((any::<bool>(), prop::sample::select(b"PBDEsSQFpc123TnCIsVGWEZ".to_vec())), 0..60)) {
         let mut p = Pending::default();
         for (sent, kind) in script {
-            match (sent, kind) {
-                (true, PARSE) => p.sent_parse(b"a", &sql("x")).unwrap(),
-                (true, CLOSE_STATEMENT) => p.sent_close(b"a").unwrap(),
-                (true, kind) => p.sent(kind).unwrap(),
-                (false, kind) => drop(p.got(kind)),
-            }
+            let copying = p.copying;
+            let sent = match (sent, kind) {
+                (true, PARSE) => p.sent_parse(b"a", &sql("x")).map(drop),
+                (true, CLOSE_STATEMENT) => p.sent_close(b"a"),
+                (true, kind) => p.sent(kind),
+                (false, kind) => {
+                    p.got(kind);
+                    Ok(())
+                }
+            };
+            prop_assert!(sent.is_ok() || copying);
+            let simple = p.queue.iter().filter(|b| **b == QUERY).count();
+            prop_assert_eq!(simple, p.simple);
             let named = p.queue.iter().filter(|b| **b == PARSE).count();
             prop_assert_eq!(named, p.parses.len());
             let closes = p.queue.iter().filter(|b| **b == CLOSE_STATEMENT).count();

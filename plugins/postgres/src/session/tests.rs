@@ -132,18 +132,152 @@ fn sql_that_prepares_makes_names_doubtful() {
 }
 
 #[test]
-fn names_are_those_that_the_server_keeps() {
-    let mut host = session();
+fn names_that_a_server_may_cut_are_refused() {
     let name = "n".repeat(63);
-    host.send(
-        Client,
-        &[
-            parse(&format!("{name}one"), "select 1"),
-            bind("", &format!("{name}two")),
-        ]
-        .concat(),
-    );
+    let longer = format!("{name}o");
+    let mut host = session();
+    let whole = [
+        parse(&name, "select 1"),
+        bind(&name, &name),
+        execute(&name),
+        m(b'C', &format!("S{name}\0")),
+    ]
+    .concat();
+    host.send(Client, &whole);
+    assert!(host.closed.is_none() && host.got[0] == whole);
     assert!(host.told()[0].contains("select 1"), "{:?}", host.told());
+    for bytes in [
+        parse(&longer, "select 1"),
+        bind("", &longer),
+        bind(&longer, ""),
+        execute(&longer),
+        m(b'C', &format!("S{longer}\0")),
+    ] {
+        let mut host = session();
+        host.send(Client, &bytes);
+        let (code, why) = host.error();
+        assert_eq!(code, "08P01");
+        assert!(why.contains("longer than 63 bytes"), "{why}");
+        assert!(host.closed.is_some() && host.got[0].is_empty());
+    }
+}
+
+/// `select 1` is prepared without a name.
+fn prepared() -> Host {
+    let mut host = session();
+    host.send(Client, &[parse("", "select 1"), SYNC.into()].concat());
+    host.send(Upstream, &server("1Z"));
+    host
+}
+
+#[test]
+fn two_copies_in_one_query_hide_nothing() {
+    let two = query("select pg_sleep(2); copy a from stdin; copy b from stdin");
+    let data = [m(b'd', "1\n"), m(b'c', "")].concat();
+    let evil = [parse("", "EVIL"), bind("", ""), execute(""), SYNC.into()].concat();
+    // Both ends come before the server begins; or one of them does; or none.
+    for early in 0..=2 {
+        let mut host = prepared();
+        host.send(Client, &two);
+        host.send(Client, &data.repeat(early));
+        host.send(Upstream, &server("TDCG"));
+        if early == 0 {
+            host.send(Client, &data);
+        }
+        host.send(Upstream, &server("CG"));
+        if early < 2 {
+            host.send(Client, &data);
+        }
+        host.send(Client, &evil);
+        let told = host.told().pop().unwrap_or_default();
+        assert!(host.closed.is_none());
+        assert!(told.starts_with(r#"session.query sql="EVIL""#), "{told}");
+        host.send(Upstream, &server("CZ12DCZ"));
+        host.send(Client, &bind("", ""));
+        let told = host.told().pop().unwrap_or_default();
+        assert_eq!(told, r#"session.query sql="EVIL""#);
+    }
+    // In the middle of the second: the server would take it for an error.
+    let mut host = prepared();
+    host.send(Client, &[two, data].concat());
+    host.send(Upstream, &server("TDCGCG"));
+    let before = host.got[0].len();
+    host.send(Client, &evil);
+    assert_eq!(
+        (host.error().0.as_str(), host.got[0].len()),
+        ("08P01", before)
+    );
+    assert!(host.closed.is_some());
+}
+
+#[test]
+fn a_copy_ends_as_clients_end_it() {
+    let copy = query("copy a from stdin");
+    let (flush, terminate) = (m(b'H', ""), m(b'X', ""));
+    for after in [
+        &[m(b'c', ""), query("select 1")][..],
+        &[m(b'f', "no\0"), query("select 1")],
+        &[m(b'f', "no\0"), terminate.clone()],
+        &[terminate],
+        &[
+            flush,
+            SYNC.into(),
+            m(b'd', "1\n"),
+            m(b'c', ""),
+            parse("", "x"),
+        ],
+    ] {
+        let mut host = session();
+        host.send(Client, &copy);
+        host.send(Upstream, &server("G"));
+        host.send(Client, &after.concat());
+        assert!(host.closed.is_none(), "{:?}", host.closed);
+        assert_eq!(host.got[0], [copy.clone(), after.concat()].concat());
+    }
+}
+
+#[test]
+fn what_a_copy_may_swallow_does_not_pass_for_what_is_run() {
+    let mut host = session();
+    host.send(Client, &[parse("a", "EVIL"), SYNC.into()].concat());
+    host.send(Upstream, &server("1Z"));
+    // Servers up to PostgreSQL 13 take the Parse for an error in the COPY, and go on with the Bind.
+    let asked = [query("copy a from stdin"), parse("a", "x"), bind("", "a")];
+    host.send(Client, &asked.concat());
+    let told = host.told().pop().unwrap_or_default();
+    assert_eq!(
+        told,
+        r#"session.query sql="x" sql_or=["EVIL"] statement="a""#
+    );
+    host.send(Upstream, &server("G"));
+    host.send(Client, &bind("", "a"));
+    let told = host.told().pop().unwrap_or_default();
+    assert!(told.contains(r#"sql="EVIL" sql_may_differ=true"#), "{told}");
+}
+
+#[test]
+fn what_seems_to_be_skipped_is_told_as_well() {
+    let mut host = prepared();
+    host.send(Client, &bind("", "missing"));
+    host.send(Upstream, &server("E"));
+    let asked = [parse("", "EVIL"), parse("b", "EVIL"), SYNC.into()];
+    host.send(Client, &asked.concat());
+    host.send(Upstream, &server("Z"));
+    host.send(Client, &[bind("", ""), bind("", "b")].concat());
+    let told = host.told();
+    assert_eq!(
+        told[told.len() - 2..],
+        [
+            r#"session.query sql="select 1" sql_may_differ=true sql_or=["EVIL"]"#,
+            r#"session.query sql="EVIL" sql_may_differ=true statement="b""#
+        ]
+    );
+    // Until it is prepared anew.
+    host.send(Client, &[parse("", "select 2"), SYNC.into()].concat());
+    host.send(Upstream, &server("221Z"));
+    host.send(Client, &bind("", ""));
+    let told = host.told().pop().unwrap_or_default();
+    assert_eq!(told, r#"session.query sql="select 2""#);
 }
 
 #[test]
@@ -292,10 +426,13 @@ fn conversation() -> impl Strategy<Value = Vec<(Side, Vec<u8>)>> {
     });
     let kinds = prop::sample::select(b"123TDCZEnsGIVNSAt".to_vec());
     let upstream = (kinds, 0..90_000usize).prop_map(|(kind, n)| match kind {
-        b'D' | b'T' => (Upstream, m(kind, &"d".repeat(n))),
-        kind => (Upstream, server(&char::from(kind).to_string())),
+        b'D' | b'T' => vec![(Upstream, m(kind, &"d".repeat(n)))],
+        // A client that sends something else then is refused.
+        b'G' => vec![(Upstream, server("G")), (Client, m(b'c', ""))],
+        kind => vec![(Upstream, server(&char::from(kind).to_string()))],
     });
-    prop::collection::vec(prop_oneof![client, upstream], 0..30)
+    let one = prop_oneof![client.prop_map(|c| vec![c]), upstream];
+    prop::collection::vec(one, 0..30).prop_map(|talk| talk.concat())
 }
 
 proptest! {

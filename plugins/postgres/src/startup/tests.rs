@@ -31,6 +31,31 @@ fn the_database_is_named_after_the_user() {
 }
 
 #[test]
+fn all_other_parameters_are_kept() {
+    let s = read(&[
+        "options",
+        "-c role=a",
+        "user",
+        "app",
+        "replication",
+        "off",
+        "role",
+        "b",
+        "role",
+        "",
+    ]);
+    let pair = |n: &str, v: &str| (n.as_bytes().to_vec(), v.as_bytes().to_vec());
+    assert_eq!(
+        s.unwrap().settings,
+        [
+            pair("options", "-c role=a"),
+            pair("role", "b"),
+            pair("role", "")
+        ]
+    );
+}
+
+#[test]
 fn it_is_read_only_when_whole_and_goes_on_as_it_came() {
     let mut bytes = message(V3 + 2, &["user", "app"]);
     let whole = bytes.clone();
