@@ -33,9 +33,9 @@ fn show_the_plugins_log() -> anyhow::Result<()> {
         .without_time()
         .with_target(false)
         .with_ansi(false);
-    Ok(tracing_subscriber::registry()
-        .with(layer.with_filter(by_plugin))
-        .try_init()?)
+    // Not by `try_init`: it also asks for all that the compiler says by the `log` crate, which doubles its work.
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(by_plugin));
+    Ok(tracing::subscriber::set_global_default(subscriber)?)
 }
 
 async fn check(args: &PluginFile) -> anyhow::Result<()> {
