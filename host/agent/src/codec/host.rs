@@ -12,7 +12,6 @@ use postern_identity::{TrustBundle, UserIdentity};
 use postern_plugin::{Challenge, Endpoint, PluginEvent};
 use postern_relay::{BoxedStream, CodecHost, RelayStats, Secured};
 use rustls::pki_types::CertificateDer;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -42,13 +41,19 @@ pub struct SessionHost {
     pub asked: watch::Sender<Option<Principals>>,
     /// Set when it is on record that the session was refused.
     pub rejected: OnceLock<()>,
-    /// Of the connection made last.
-    pub login: tokio::sync::Mutex<Exchange>,
-    pub end_point: Mutex<Option<Vec<u8>>>,
-    /// Its server was verified in full.
-    pub verified: AtomicBool,
+    pub made: tokio::sync::Mutex<Made>,
     pub cancel: Mutex<Cancel>,
     pub since: Instant,
+}
+
+/// What is known of the connection made last.
+#[derive(Default)]
+pub struct Made {
+    login: Exchange,
+    /// Of the server's certificate, for channel binding.
+    end_point: Option<Vec<u8>>,
+    /// Its server was verified in full.
+    pub verified: bool,
 }
 
 /// This session's own key, and the session that it may cancel.
@@ -266,15 +271,10 @@ impl CodecHost for SessionHost {
     }
 
     async fn connect(&self, endpoint: Endpoint) -> Result<BoxedStream, String> {
-        *self.login.lock().await = Exchange::Fresh;
-        *lock(&self.end_point) = None;
-        self.verified.store(false, Ordering::Relaxed);
+        *self.made.lock().await = Made::default();
         if endpoint == Endpoint::Cancel {
-            let found = lock(&self.cancel).found.clone();
-            return match found {
-                Some(target) => cancel::dial_for(&target).await,
-                None => Err("there is no session to cancel".into()),
-            };
+            let target = self.to_cancel()?;
+            return cancel::dial_for(&target).await;
         }
         if self.asked.borrow().is_none() {
             return Err("the plugin asked to connect before it asked for authorization".into());
@@ -290,37 +290,36 @@ impl CodecHost for SessionHost {
 
     fn needs_tls(&self, endpoint: Endpoint) -> bool {
         if endpoint == Endpoint::Cancel {
-            let found = lock(&self.cancel).found.clone();
-            return found.is_none_or(|target| target.needs_tls());
+            return self.to_cancel().map_or(true, |target| target.needs_tls());
         }
         self.resource.tls.is_some()
     }
 
     async fn start_tls(&self, endpoint: Endpoint, stream: BoxedStream) -> Result<Secured, String> {
         if endpoint == Endpoint::Cancel {
-            let found = lock(&self.cancel).found.clone();
-            return match found {
-                Some(target) => cancel::secure_for(&target, stream).await,
-                None => Err("there is no session to cancel".into()),
-            };
+            let target = self.to_cancel()?;
+            return cancel::secure_for(&target, stream).await;
         }
         let id = self.identity(endpoint).await?;
         let tls = self.resource.tls.clone().unwrap_or_default();
         let address = self.address()?;
         let (secured, end_point) =
             upstream::secure(stream, &tls, address, &self.trust, id.as_ref()).await?;
-        *lock(&self.end_point) = end_point;
-        self.verified.store(secured.verified, Ordering::Relaxed);
+        let mut made = self.made.lock().await;
+        made.end_point = end_point;
+        made.verified = secured.verified;
         Ok(secured)
     }
 
     async fn answer(&self, endpoint: Endpoint, challenge: Challenge) -> Result<Vec<u8>, String> {
         self.check_account(endpoint, &challenge.account)?;
-        let end_point = lock(&self.end_point).clone();
-        let known = self.verified.load(Ordering::Relaxed) || self.is_local();
         let secret = || self.secret_of(endpoint, &challenge.account);
-        let mut login = self.login.lock().await;
-        login.answer(&challenge, end_point, known, secret).await
+        let mut made = self.made.lock().await;
+        let known = made.verified || self.is_local();
+        let end_point = made.end_point.clone();
+        made.login
+            .answer(&challenge, end_point, known, secret)
+            .await
     }
 
     async fn secret(
@@ -329,7 +328,7 @@ impl CodecHost for SessionHost {
         account: String,
     ) -> Result<Zeroizing<Vec<u8>>, String> {
         self.check_account(endpoint, &account)?;
-        self.login.lock().await.cleartext()?;
+        self.made.lock().await.login.cleartext()?;
         let secret = self.secret_of(endpoint, &account)?;
         Ok(Zeroizing::new(secret.expose().as_bytes().to_vec()))
     }
@@ -361,6 +360,12 @@ impl CodecHost for SessionHost {
 }
 
 impl SessionHost {
+    /// The session that this connection has named by its key.
+    fn to_cancel(&self) -> Result<Arc<Target>, String> {
+        let found = lock(&self.cancel).found.clone();
+        found.ok_or_else(|| "there is no session to cancel".to_owned())
+    }
+
     /// Between this host's programs alone.
     fn is_local(&self) -> bool {
         let address = self.resource.address.as_deref();

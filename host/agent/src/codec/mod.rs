@@ -18,7 +18,6 @@ use cancel::Cancels;
 use events::Recorder;
 use host::SessionHost;
 use postern_identity::{CaKind, Peer, TrustBundle, UserIdentity, tls};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -83,9 +82,7 @@ pub async fn serve(
         cancels,
         asked: watch::Sender::new(None),
         rejected: OnceLock::new(),
-        login: Default::default(),
-        end_point: Default::default(),
-        verified: AtomicBool::new(false),
+        made: Default::default(),
         cancel: Default::default(),
         since: Instant::now(),
     };

@@ -76,9 +76,7 @@ fn setup() -> Setup {
         cancels: Arc::new(Cancels::new(1)),
         asked: watch::Sender::new(None),
         rejected: OnceLock::new(),
-        login: Default::default(),
-        end_point: Default::default(),
-        verified: AtomicBool::new(false),
+        made: Default::default(),
         cancel: Default::default(),
         since: Instant::now(),
     };
@@ -165,7 +163,7 @@ async fn md5_goes_to_a_server_that_is_known() {
             .authorize(&asked(&[("db_users", "app")]))
             .await
             .unwrap();
-        s.host.verified = AtomicBool::new(verified);
+        s.host.made.get_mut().verified = verified;
         let answer = s.host.answer(Endpoint::Main, salt("app")).await;
         assert_eq!(answer.is_ok(), answered, "{address}: {answer:?}");
     }
