@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Duration, Instant, timeout, timeout_at};
+use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
@@ -43,6 +43,10 @@ fn checked(request: SessionRequest) -> io::Result<ResourceId> {
     ResourceId::new(&request.kind, &request.name)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
+
+/// How much later than the agent a lock ends an open session here: the agent hears of it at the same time, and its end of the
+/// session is the one that says why, to the user and on record. This one is for an agent that doesn't do so.
+const AGENT_FIRST: Duration = Duration::from_secs(1);
 
 struct Refusal {
     code: &'static str,
@@ -172,7 +176,11 @@ where
         return "broken";
     }
     debug!(user = user.name, kind = id.kind, resource = id.name, %peer, trace, "session opened");
-    let result = relay(shared, &mut tls, stream, session.token.cancelled()).await;
+    let cut = async {
+        session.token.cancelled().await;
+        sleep(AGENT_FIRST).await;
+    };
+    let result = relay(shared, &mut tls, stream, cut).await;
     debug!(user = user.name, trace, ?result, "session closed");
     match result {
         Ok(()) => "ok",
