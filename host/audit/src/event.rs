@@ -76,6 +76,19 @@ impl Event {
         self
     }
 
+    /// Its JSON, of [`Event::fitted`].
+    ///
+    /// # Errors
+    /// None in practice: there is nothing in an event that JSON has no words for.
+    pub fn into_json(self) -> serde_json::Result<String> {
+        let json = serde_json::to_string(&self)?;
+        // Hardly ever, so that none is written twice to see how long it is.
+        if json.len() > MAX_EVENT {
+            return serde_json::to_string(&self.fitted());
+        }
+        Ok(json)
+    }
+
     /// The event, cut where its JSON is longer than [`MAX_EVENT`]: the longest fields first, and where that is not
     /// enough all but those that tell of whom and where it is. `truncated` then says how long it was.
     pub fn fitted(mut self) -> Self {
@@ -128,6 +141,9 @@ fn shorten(value: &mut Value) {
 
 /// Cuts a text whose JSON is longer than `max`, and says how long it was.
 fn cut(text: &mut String, max: usize) {
+    if text.len() <= max / 6 {
+        return;
+    }
     let mut encoded = 0;
     let end = text.char_indices().find_map(|(at, c)| {
         encoded += encoded_length(c);

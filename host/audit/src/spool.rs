@@ -17,14 +17,14 @@ mod segment;
 mod tests;
 mod writer;
 
-use crate::event::{Event, MAX_EVENT};
+use crate::event::Event;
 use reader::Reader;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use writer::Writer;
 
 /// Events that may wait for the writer; `emit` waits for room beyond this.
@@ -132,6 +132,8 @@ enum Inner {
         to_writer: mpsc::Sender<Message>,
         progress: watch::Receiver<Progress>,
         slots: Arc<Semaphore>,
+        /// Told when somebody waits for what was sent.
+        urgent: Arc<Notify>,
     },
     Memory(mpsc::Sender<Event>),
 }
@@ -254,19 +256,25 @@ impl Emitter {
     async fn send(
         &self,
         bytes: Vec<u8>,
-        urgent: bool,
+        is_urgent: bool,
         slot: Option<OwnedSemaphorePermit>,
     ) -> Result<Pending, SpoolError> {
         let (ack, answer) = oneshot::channel();
         let line = Line {
             bytes,
-            urgent,
+            urgent: is_urgent,
             _slot: slot,
             ack: Some(ack),
         };
-        if let Inner::Spool { to_writer, .. } = &self.inner {
+        if let Inner::Spool {
+            to_writer, urgent, ..
+        } = &self.inner
+        {
             let sent = to_writer.send(Message::Write(line)).await;
             sent.map_err(|_| self.stopped())?;
+            if is_urgent {
+                urgent.notify_one();
+            }
         }
         Ok(Pending {
             answer: Some(answer),
@@ -275,12 +283,8 @@ impl Emitter {
     }
 
     fn line(&self, event: Event) -> Result<Vec<u8>, SpoolError> {
-        let json = |event: &Event| serde_json::to_vec(event).map_err(|e| self.error(e.to_string()));
-        let mut bytes = json(&event)?;
-        // Hardly ever, so that none is written twice to see how long it is.
-        if bytes.len() > MAX_EVENT {
-            bytes = json(&event.fitted())?;
-        }
+        let json = event.into_json().map_err(|e| self.error(e.to_string()))?;
+        let mut bytes = json.into_bytes();
         bytes.push(b'\n');
         Ok(bytes)
     }
@@ -383,7 +387,7 @@ impl Left {
     /// Delivers what is in it, and deletes it.
     pub async fn finish<F, Fut>(self, deliver: F)
     where
-        F: FnMut(Vec<Event>) -> Fut + Send,
+        F: FnMut(Vec<String>) -> Fut + Send,
         Fut: Future<Output = Result<(), String>> + Send,
     {
         let Left {
@@ -445,12 +449,14 @@ impl Spool {
         let reader = Reader::new(dir, found.cursor);
         let (writer, progress) = Writer::new(dir, lock, max_bytes, found);
         let (to_writer, messages) = mpsc::channel(QUEUE);
-        tokio::spawn(writer.run(messages));
+        let urgent = Arc::new(Notify::new());
+        tokio::spawn(writer.run(messages, urgent.clone()));
         let inner = Inner::Spool {
             path: dir.display().to_string().into(),
             to_writer: to_writer.clone(),
             progress: progress.clone(),
             slots: Arc::new(Semaphore::new(QUEUED)),
+            urgent,
         };
         Ok((
             Spool {
@@ -481,11 +487,11 @@ impl Spool {
         ))
     }
 
-    /// Delivers in batches of at most 256 events, in order, until it is dropped: `deliver` returns Ok when Auth
+    /// Delivers in batches of at most 256 events, each as its JSON, in order, until it is dropped: `deliver` returns Ok when Auth
     /// has stored the batch (deduplicated by uid). A failed batch is tried again after 0.2 s to 8 s.
     pub async fn deliver<F, Fut>(mut self, mut deliver: F)
     where
-        F: FnMut(Vec<Event>) -> Fut + Send,
+        F: FnMut(Vec<String>) -> Fut + Send,
         Fut: Future<Output = Result<(), String>> + Send,
     {
         loop {

@@ -280,7 +280,7 @@ async fn submit(
             .with("cluster", state.cluster())
             .with("host_id", &caller.id.host_id)
             .with("service", &caller.id.service);
-        events.push(event.fitted());
+        events.push(event);
     }
     let stored_uids = events.iter().map(|e| e.uid.clone()).collect();
     state

@@ -69,6 +69,16 @@ impl AuditLog {
             return Ok(());
         }
         let path = self.db.path().to_owned();
+        // Not on the one thread that writes.
+        let mut rows = Vec::with_capacity(events.len());
+        for event in events {
+            let (uid, name) = (event.uid.clone(), event.event.clone());
+            let json = event.into_json().map_err(|e| DbError {
+                path: path.clone(),
+                why: format!("event {uid}: {e}"),
+            })?;
+            rows.push((uid, name, json));
+        }
         self.db
             .write(move |c| {
                 let mut insert = c
@@ -76,14 +86,8 @@ impl AuditLog {
                         "INSERT OR IGNORE INTO audit (uid, event, json) VALUES (?1, ?2, ?3)",
                     )
                     .map_err(Db::error(&path))?;
-                for event in &events {
-                    let json = serde_json::to_string(event).map_err(|e| DbError {
-                        path: path.clone(),
-                        why: format!("event {}: {e}", event.uid),
-                    })?;
-                    insert
-                        .execute(params![event.uid, event.event, json])
-                        .map_err(Db::error(&path))?;
+                for row in rows {
+                    insert.execute(row).map_err(Db::error(&path))?;
                 }
                 Ok(())
             })

@@ -57,6 +57,12 @@ impl TrustBundle {
         self.cas.iter().filter(move |c| c.kind == kind)
     }
 
+    /// The bundle without the CAs of other kinds.
+    pub fn only(mut self, kind: CaKind) -> Self {
+        self.cas.retain(|c| c.kind == kind);
+        self
+    }
+
     /// The pins of the host CAs: what `ca_pin` may name.
     pub fn host_pins(&self) -> Vec<CaPin> {
         self.of(CaKind::Host).map(CaPublic::pin).collect()

@@ -26,8 +26,6 @@ mod metrics;
 mod plugin;
 pub mod script;
 mod ssh;
-#[cfg(feature = "testing")]
-pub mod testing;
 mod ticker;
 mod trusted;
 mod types;

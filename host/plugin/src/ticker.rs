@@ -20,6 +20,8 @@ pub(crate) struct Ticker {
 struct Shared {
     /// Calls under way.
     active: AtomicUsize,
+    /// There was a call since the last tick: another one is likely, and should not have to wake the thread.
+    used: AtomicBool,
     /// The thread is, or is about to be, parked until somebody calls.
     parked: AtomicBool,
     stop: AtomicBool,
@@ -29,6 +31,7 @@ impl Ticker {
     pub(crate) fn start(engines: Vec<EngineWeak>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             active: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -47,6 +50,7 @@ impl Ticker {
     /// A call begins; it ends when the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Running {
         self.shared.active.fetch_add(1, SeqCst);
+        self.shared.used.store(true, SeqCst);
         if self.shared.parked.load(SeqCst) {
             self.thread.unpark();
         }
@@ -64,7 +68,7 @@ impl Drop for Running {
 
 fn run(shared: &Shared, engines: &[EngineWeak]) {
     while !shared.stop.load(SeqCst) {
-        if shared.active.load(SeqCst) == 0 {
+        if !shared.used.swap(false, SeqCst) && shared.active.load(SeqCst) == 0 {
             // Whoever enters after this store unparks us; whoever entered before is seen by the second look.
             shared.parked.store(true, SeqCst);
             if shared.active.load(SeqCst) == 0 && !shared.stop.load(SeqCst) {

@@ -2,8 +2,8 @@
 //! another session of the same plugin goes on.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use std::time::{Duration, Instant};
 
 fn limits() -> Limits {

@@ -1,8 +1,8 @@
 //! What an idle instance costs, and what is counted. Alone in its process (nextest), since it measures the process.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::testing::guest;
 use postern_plugin::*;
+use postern_plugin_testing::guest;
 use std::fs;
 
 fn rss_kb() -> u64 {

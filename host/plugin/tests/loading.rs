@@ -1,8 +1,8 @@
 //! What is loaded, what is refused and in which words; the cache and whoever tampers with it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use postern_plugin::script::{Report, Script};
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use serde_json::{Map, Value, json};
 
 async fn play_with(plugin: &str, script: &str, settings: Option<Value>) -> Report {

@@ -1,5 +1,6 @@
 //! Passing TLS through unread: to Auth, and to agents for resources that allow it.
 
+use crate::anonymous::Permit;
 use crate::hello::Hello;
 use crate::shared::Shared;
 use postern_identity::ResourceId;
@@ -109,11 +110,13 @@ pub(crate) async fn to_agent(
     peer: SocketAddr,
     id: ResourceId,
     hello: Hello,
+    permit: Permit,
 ) -> &'static str {
-    if !shared.budget.direct(peer) {
+    if !shared.budget.direct(peer).await {
         refuse(client, Alert::InternalError).await;
         return "rate-limited";
     }
+    drop(permit);
     let registry = shared.tunnel.registry();
     shared.until_there(&id).await;
     // Whether there is such a resource that is not direct is nobody's business.

@@ -102,10 +102,7 @@ async fn routed(
                 "over-budget"
             }
         },
-        Route::Direct(id) => {
-            drop(permit);
-            Box::pin(direct::to_agent(shared, tcp, peer, id, hello)).await
-        }
+        Route::Direct(id) => Box::pin(direct::to_agent(shared, tcp, peer, id, hello, permit)).await,
         Route::Tunnel | Route::Session | Route::Web => {
             Box::pin(terminated(
                 shared, tcp, peer, route, hello, permit, deadline,

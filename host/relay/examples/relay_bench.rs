@@ -4,7 +4,8 @@
 //! Sender, receiver and relay share the process, for both alike. `cargo xtask bench` runs it in release.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::{Endpoint, Limits, Plugin, PluginEvent, PluginSource, testing};
+use postern_plugin::{Endpoint, Limits, Plugin, PluginEvent, PluginSource};
+use postern_plugin_testing::{guest, runtime};
 use postern_relay::{BoxedStream, CodecHost, run_codec};
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -110,12 +111,9 @@ async fn main() {
     let rounds: usize = args.next().map_or(7, |a| a.parse().unwrap());
     let bytes: u64 = args.next().map_or(1000, |a| a.parse().unwrap()) * 1_000_000;
     let dir = tempfile::tempdir().unwrap();
-    let runtime = testing::runtime(dir.path());
+    let runtime = runtime(dir.path());
     let plugin = runtime
-        .load(
-            &PluginSource::file("tcp", testing::guest("tcp")),
-            Limits::default(),
-        )
+        .load(&PluginSource::file("tcp", guest("tcp")), Limits::default())
         .await
         .unwrap();
     let to = source(bytes).await;

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-const FIRST: usize = 8 << 10;
+const FIRST: usize = 2 << 10;
 pub(crate) const LARGEST: usize = 64 << 10;
 /// Reads in a row that fill less than an eighth of a grown buffer before it shrinks again.
 const SMALL_READS: u32 = 64;

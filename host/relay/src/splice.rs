@@ -6,7 +6,7 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Copies both ways until both directions have ended. An end of one side is told to the other while the opposite direction
-/// goes on (half-close). Buffers are 8 KiB each and grow to 64 KiB with use. Returns (bytes a → b, bytes b → a).
+/// goes on (half-close). Buffers are 2 KiB each and grow to 64 KiB with use. Returns (bytes a → b, bytes b → a).
 pub async fn splice(
     a: impl AsyncRead + AsyncWrite + Send + Unpin,
     b: impl AsyncRead + AsyncWrite + Send + Unpin,

@@ -1,8 +1,8 @@
 //! What a plugin may ask of the host beyond a connection: TLS, challenges, secrets, cancel keys; and events that hold steps up.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use postern_relay::*;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
 //! Real guests between real sockets: bytes by hash, half-close, both sides full, denials, contract breaches, bounded memory.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use postern_relay::*;
 use std::sync::Mutex;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use postern_plugin::script::Script;
-use postern_plugin::testing::{guest, runtime};
 use postern_plugin::*;
+use postern_plugin_testing::{guest, runtime};
 use postern_relay::*;
 use tokio::io::AsyncWriteExt;
 

@@ -115,13 +115,14 @@ impl Flow {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn waits_for_the_process_but_never_long() {
         let flow = Flow::default();
         flow.arrived(SOFT as usize, false).await;
         let before = tokio::time::Instant::now();
         flow.arrived(1, false).await;
-        assert_eq!(before.elapsed(), Duration::from_millis(10));
+        assert!(before.elapsed() >= Duration::from_millis(10));
+        assert_eq!(flow.in_vain.load(Relaxed), 1);
         assert!(!flow.is_stuck());
         flow.arrived(HARD as usize, false).await;
         assert!(flow.is_stuck());
@@ -129,34 +130,32 @@ mod tests {
         assert!(!flow.is_stuck());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn goes_on_as_soon_as_there_is_room() {
         let flow = Arc::new(Flow::default());
         flow.arrived(SOFT as usize, false).await;
         let waiting = tokio::spawn({
             let flow = flow.clone();
-            async move {
-                let before = tokio::time::Instant::now();
-                flow.arrived(100, false).await;
-                before.elapsed()
-            }
+            async move { flow.arrived(100, false).await }
         });
         tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
         flow.written(200);
-        assert_eq!(waiting.await.unwrap(), Duration::ZERO);
+        waiting.await.unwrap();
+        assert_eq!(flow.in_vain.load(Relaxed), 0, "not by its patience");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn does_not_hold_up_output() {
         let flow = Flow::default();
         flow.sending();
         flow.arrived(2 * SOFT as usize, false).await;
-        let before = tokio::time::Instant::now();
         flow.arrived(1, false).await;
-        assert_eq!(before.elapsed(), Duration::ZERO);
+        assert_eq!(flow.in_vain.load(Relaxed), 0);
         // But a probe is not answered in a hurry: that would be a busy loop over the network.
+        let before = tokio::time::Instant::now();
         flow.arrived(1, true).await;
         flow.arrived(1, true).await;
-        assert_eq!(before.elapsed(), Duration::from_millis(3));
+        assert!(before.elapsed() >= Duration::from_millis(3));
     }
 }

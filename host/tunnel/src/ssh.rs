@@ -4,6 +4,7 @@ use russh::keys::{Algorithm, Certificate, PrivateKey};
 use russh::{Preferred, cipher, client, compression, kex, mac, server};
 use std::borrow::Cow;
 use std::time::Duration;
+use tokio::io::{AsyncRead, BufReader};
 
 /// Messages (of up to 32 KB) that a reader which has stopped leaves in russh's channel before the connection
 /// itself stops: with the chunk in flight and the sockets' buffers this is what a stalled stream pins.
@@ -27,6 +28,11 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_GCM,
     cipher::CHACHA20_POLY1305,
 ];
+
+/// russh reads each packet's length by itself: for small ones that is every second system call. Large ones go past this buffer.
+pub(crate) fn read_ahead<IO: AsyncRead>(io: IO) -> BufReader<IO> {
+    BufReader::with_capacity(2 * 1024, io)
+}
 
 fn preferred(host_certificates: bool) -> Preferred {
     Preferred {

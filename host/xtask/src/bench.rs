@@ -1,6 +1,7 @@
 //! `cargo xtask bench SUITE`: measured against the bars of the design, interleaved with the baselines, medians of all rounds.
 //! `docs/benchmarks.md` says what each row means and holds the figures of the last published run.
 
+mod db;
 mod reload;
 mod rows;
 mod ssh;
@@ -12,14 +13,14 @@ use rows::{Bar, Report};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which suite: ssh, reload
+    /// Which suite: ssh, reload, db
     suite: String,
     /// Rounds; every figure is their median
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Megabytes (10^6 bytes) of each bulk transfer of the suite ssh
-    #[arg(long, default_value_t = 600)]
-    mb: u64,
+    /// Megabytes (10^6 bytes) of each bulk transfer [default: 600 of ssh, 1000 of db]
+    #[arg(long)]
+    mb: Option<u64>,
     /// Only rows whose name contains this (several: separated by commas)
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -48,6 +49,11 @@ const SUITES: &[Suite] = &[
         name: "reload",
         bars: reload::BARS,
         measure: reload::measure,
+    },
+    Suite {
+        name: "db",
+        bars: db::BARS,
+        measure: db::measure,
     },
 ];
 

@@ -42,7 +42,7 @@ struct Live {
 pub struct Target {
     pub upstream_key: Vec<u8>,
     pub resource: Offered,
-    pub trust: TrustBundle,
+    pub trust: Arc<TrustBundle>,
     pub session_id: String,
 }
 
@@ -265,10 +265,10 @@ mod tests {
                 auth: Default::default(),
                 admin: None,
             },
-            trust: TrustBundle {
+            trust: Arc::new(TrustBundle {
                 cluster: "demo".into(),
                 cas: vec![],
-            },
+            }),
             session_id: session.into(),
         }
     }

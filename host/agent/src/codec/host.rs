@@ -32,7 +32,8 @@ pub struct SessionHost {
     /// As the user authenticated with it.
     pub user_chain: Vec<CertificateDer<'static>>,
     pub resource: Offered,
-    pub trust: TrustBundle,
+    /// The CAs of databases.
+    pub trust: Arc<TrustBundle>,
     pub auth: watch::Receiver<Option<Channel>>,
     pub source: String,
     pub session_id: String,

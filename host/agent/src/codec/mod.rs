@@ -52,11 +52,13 @@ pub async fn serve(
         alpn.map_or(&[], |(_, names)| names),
     )
     .map_err(|e| e.to_string())?;
-    let accepting = TlsAcceptor::from(config).accept(stream);
+    // Both boxed: most sessions are idle most of the time, and whatever a task holds inline it holds until its end.
+    let accepting = Box::pin(TlsAcceptor::from(config).accept(stream));
     let stream = tokio::time::timeout(HANDSHAKE, accepting)
         .await
         .map_err(|_| format!("{}: no TLS handshake within {HANDSHAKE:?}", header.source))?
         .map_err(|e| format!("{}: TLS handshake: {e}", header.source))?;
+    let stream = Box::new(stream);
     let user = user_of(&stream, &trust)?;
     // From here on the peer is somebody: it counts as a session, no longer as an anonymous handshake.
     let _slot = slots.take()?;
@@ -75,7 +77,7 @@ pub async fn serve(
             .unwrap_or_default()
             .to_vec(),
         resource,
-        trust,
+        trust: Arc::new(trust.only(CaKind::DbServer)),
         auth: served.auth.clone(),
         source: header.source,
         session_id,

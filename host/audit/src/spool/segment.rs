@@ -4,7 +4,7 @@ use super::{Position, SpoolError};
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -204,15 +204,15 @@ fn read_cursor(dir: &Path) -> Option<Position> {
     }
 }
 
-/// Atomic. Not synced: an older cursor only means delivering again.
+/// In place, always of the same length, and not synced: it is written many times a second under load, and an older cursor, or
+/// one that can't be read, only means delivering again.
 pub(super) fn write_cursor(dir: &Path, position: Position) -> io::Result<()> {
-    let new = dir.join("cursor.new");
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(0o600)
-        .open(&new)?;
-    file.write_all(&serde_json::to_vec(&position)?)?;
-    fs::rename(&new, dir.join("cursor"))
+        .open(dir.join("cursor"))?;
+    let json = serde_json::to_string(&position)?;
+    file.write_all_at(format!("{json:<79}\n").as_bytes(), 0)
 }

@@ -9,14 +9,15 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Bytes at which the next segment begins; less for small spools, so that room is given back.
-const SEGMENT: u64 = 1 << 20;
+const SEGMENT: u64 = 4 << 20;
 /// How long events that nobody waits for wait for company: an fsync costs more than many of them.
-const LINGER: Duration = Duration::from_millis(5);
+const LINGER: Duration = Duration::from_millis(20);
 /// Bytes written in one go.
 const GROUP: usize = 1 << 20;
 /// How often events of `emit_later` are tried again while the disk is full.
@@ -77,7 +78,7 @@ impl Writer {
     }
 
     /// Until the spool and all emitters are dropped.
-    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>, urgent: Arc<Notify>) {
         let mut group = Vec::new();
         loop {
             let received = if self.retry.is_empty() {
@@ -96,7 +97,7 @@ impl Writer {
                 }
                 return;
             }
-            company(&mut group, &mut messages).await;
+            company(&mut group, &mut messages, &urgent).await;
             let messages = std::mem::take(&mut group);
             let worked = tokio::task::spawn_blocking(move || {
                 self.work(messages);
@@ -332,21 +333,27 @@ impl Writer {
     }
 }
 
-/// Waits a moment for more, unless somebody waits for what is there.
-async fn company(group: &mut Vec<Message>, messages: &mut mpsc::Receiver<Message>) {
-    let urgent = |m: &Message| matches!(m, Message::Write(line) if line.urgent);
+/// Waits a moment for more, unless somebody waits for what is there. Not by the queue itself: that would be a wake-up for
+/// each event.
+async fn company(
+    group: &mut Vec<Message>,
+    messages: &mut mpsc::Receiver<Message>,
+    urgent: &Notify,
+) {
+    let is_urgent = |m: &Message| matches!(m, Message::Write(line) if line.urgent);
     let waiting = |m: &Message| matches!(m, Message::Write(_));
-    if !group.iter().any(waiting) {
+    if !group.iter().any(waiting) || group.iter().any(is_urgent) {
         return;
     }
-    let until = tokio::time::Instant::now() + LINGER;
-    let mut seen = 0;
-    while group.len() < QUEUE && !group[seen..].iter().any(urgent) {
-        seen = group.len();
-        let more = messages.recv_many(group, QUEUE);
-        match tokio::time::timeout_at(until, more).await {
-            Ok(n) if n > 0 => {}
-            _ => return,
+    // Of an urgent one that was written before its word came: a moment less for this group.
+    tokio::select! {
+        () = urgent.notified() => {}
+        () = tokio::time::sleep(LINGER) => {}
+    }
+    while group.len() < QUEUE {
+        match messages.try_recv() {
+            Ok(message) => group.push(message),
+            Err(_) => return,
         }
     }
 }

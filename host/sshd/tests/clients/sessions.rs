@@ -296,7 +296,8 @@ async fn signals_of_the_client_reach_the_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_plugin_decides() {
-    use postern_plugin::{Limits, PluginSource, testing};
+    use postern_plugin::{Limits, PluginSource};
+    use postern_plugin_testing as testing;
     let dir = tempfile::tempdir().unwrap();
     let runtime = testing::runtime(dir.path());
     let load = async |name: &str| {

@@ -34,7 +34,6 @@ pub(crate) enum Phase {
 pub(crate) struct Data {
     pub id: u64,
     pub dialer: Arc<Dialer>,
-    pub credentials: Credentials,
     pub instance: String,
     pub incoming: mpsc::Sender<Incoming>,
     pub phases: mpsc::Sender<(u64, Phase)>,
@@ -54,9 +53,9 @@ enum After {
 }
 
 impl Data {
-    pub async fn run(self) {
+    pub async fn run(self, credentials: Credentials) {
         let failure = tokio::select! {
-            failure = self.serve() => failure,
+            failure = self.serve(credentials) => failure,
             () = self.cut.cancelled() => None,
         };
         self.tell(Phase::Gone(failure)).await;
@@ -66,9 +65,11 @@ impl Data {
         let _ = self.phases.send((self.id, phase)).await;
     }
 
-    async fn serve(&self) -> Option<String> {
+    async fn serve(&self, credentials: Credentials) -> Option<String> {
         let role = Role::Data(self.instance.clone());
-        let mut connection = match self.dialer.dial(&self.credentials, &role).await {
+        // Boxed, so that nothing of it is left for the rest of a connection's life, which is mostly idle.
+        let dialling = Box::pin(async move { self.dialer.dial(&credentials, &role).await });
+        let mut connection = match dialling.await {
             Ok(connection) => connection,
             Err(e) => return Some(e.to_string()),
         };

@@ -229,6 +229,7 @@ impl Dialer {
         let (handler, closed) =
             ClientHandler::new(&self.opts.cluster, &credentials.trust, token.clone());
         let addr = || self.opts.proxy_addr.clone();
+        let io = ssh::read_ahead(io);
         let io = Cut::new(io, token.clone(), Heard::now());
         let mut handle = client::connect_stream(Arc::new(ssh::client_config()), io, handler)
             .await

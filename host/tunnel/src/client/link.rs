@@ -404,14 +404,13 @@ impl Pool {
             let data = Data {
                 id,
                 dialer: self.context.dialer.clone(),
-                credentials: self.credentials.clone(),
                 instance: self.instance.clone(),
                 incoming: self.context.incoming.clone(),
                 phases: self.phases_tx.clone(),
                 retire: self.retire.clone(),
                 cut: self.cut.clone(),
             };
-            self.tasks.spawn(data.run());
+            self.tasks.spawn(data.run(self.credentials.clone()));
         }
     }
 }

@@ -166,7 +166,7 @@ impl TunnelServer {
         let heard = Heard::now();
         let trust = self.trust.borrow().clone();
         let (handler, mut events) = ServerHandler::new(&trust, peer, token.clone());
-        let io = Cut::new(io, token.clone(), heard.clone());
+        let io = Cut::new(ssh::read_ahead(io), token.clone(), heard.clone());
         let authenticate = async {
             let _session = server::run_stream(config, io, handler)
                 .await

@@ -28,6 +28,8 @@ pub struct Bar {
     pub better: Better,
     pub must: f64,
     pub aim: f64,
+    /// Of the CPU time beside it, where it is measured.
+    pub cpu_unit: &'static str,
 }
 
 impl Bar {
@@ -47,6 +49,7 @@ impl Bar {
             better: Better::Higher,
             must,
             aim,
+            cpu_unit: "s/GB",
         }
     }
 
@@ -60,12 +63,19 @@ impl Bar {
             better: Better::Lower,
             must,
             aim,
+            cpu_unit: "s/GB",
         }
     }
 
     /// Shown beside it; what the bars are for stays.
     pub const fn beside(mut self, baseline: &'static str) -> Bar {
         self.baseline = baseline;
+        self
+    }
+
+    /// Its CPU time is for one transaction, in microseconds.
+    pub const fn per_transaction(mut self) -> Bar {
+        self.cpu_unit = "µs/tx";
         self
     }
 
@@ -84,19 +94,16 @@ impl Bar {
     }
 }
 
-/// One measurement of a row in one round: the figure, and the CPU seconds of all processes per GB where bytes moved.
+/// One measurement of a row in one round: the figure, and the CPU time of the processes on the way, in the row's unit.
 #[derive(Clone, Copy, Default)]
 pub struct Sample {
     pub value: f64,
-    pub cpu_per_gb: Option<f64>,
+    pub cpu: Option<f64>,
 }
 
 impl From<f64> for Sample {
     fn from(value: f64) -> Self {
-        Sample {
-            value,
-            cpu_per_gb: None,
-        }
+        Sample { value, cpu: None }
     }
 }
 
@@ -157,7 +164,7 @@ impl Report {
 
     pub fn table(&self) -> String {
         let head = [
-            "row", "postern", "baseline", "", "ratio", "must", "aim", "CPU s/GB", "",
+            "row", "postern", "baseline", "", "ratio", "must", "aim", "CPU", "",
         ];
         let mut lines: Vec<Vec<String>> = vec![head.iter().map(|h| h.to_string()).collect()];
         lines.extend(self.rows.iter().map(Row::line));
@@ -223,7 +230,7 @@ impl Row {
             "better": if self.bar.better == Better::Higher { "higher" } else { "lower" },
             "must": self.bar.must, "aim": self.bar.aim,
             "judged": if self.bar.judged == Judged::Ratio { "ratio" } else { "figure" },
-            "postern_cpu_s_per_gb": cpu(&self.postern), "baseline_cpu_s_per_gb": cpu(&self.baseline),
+            "cpu_unit": self.bar.cpu_unit, "postern_cpu": cpu(&self.postern), "baseline_cpu": cpu(&self.baseline),
             "postern_rounds": self.postern.iter().map(|s| s.value).collect::<Vec<_>>(),
             "baseline_rounds": self.baseline.iter().map(|s| s.value).collect::<Vec<_>>(),
         })
@@ -246,7 +253,9 @@ impl Row {
             "≤"
         };
         let cpu = match (cpu(&self.postern), cpu(&self.baseline)) {
-            (Some(p), Some(b)) => format!("{p:.2} / {b:.2}"),
+            (Some(p), Some(b)) => {
+                format!("{} / {} {}", short(p), short(b), self.bar.cpu_unit)
+            }
             _ => String::new(),
         };
         let verdict = match (self.holds(self.bar.aim), self.holds(self.bar.must)) {
@@ -269,7 +278,7 @@ impl Row {
 }
 
 fn cpu(samples: &[Sample]) -> Option<f64> {
-    let known: Vec<f64> = samples.iter().filter_map(|s| s.cpu_per_gb).collect();
+    let known: Vec<f64> = samples.iter().filter_map(|s| s.cpu).collect();
     (!known.is_empty()).then(|| median(known.into_iter()))
 }
 
@@ -305,7 +314,7 @@ mod tests {
         let mut report = Report::new("ssh", BARS, &[]);
         let sample = |value, cpu| Sample {
             value,
-            cpu_per_gb: Some(cpu),
+            cpu: Some(cpu),
         };
         report.add(
             "cat-down",

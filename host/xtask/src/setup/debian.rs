@@ -70,6 +70,16 @@ impl Package {
         proof: "/usr/lib/postgresql/15/bin/pgbench",
     };
 
+    /// What the benchmarks compare databases with; both are started by them.
+    pub const PGBOUNCER: Package = Package {
+        name: "pgbouncer",
+        proof: "/usr/sbin/pgbouncer",
+    };
+    pub const STUNNEL: Package = Package {
+        name: "stunnel4",
+        proof: "stunnel",
+    };
+
     pub const DEMO: &[Package] = &[Self::SSH, Self::SFTP_SERVER, Self::IP, Self::IPTABLES];
     pub const TEST: &[Package] = &[
         Self::SSH,
@@ -85,7 +95,15 @@ impl Package {
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
     ];
-    pub const BENCH: &[Package] = &[Self::SSH, Self::SSHD, Self::SFTP_SERVER];
+    pub const BENCH: &[Package] = &[
+        Self::SSH,
+        Self::SSHD,
+        Self::SFTP_SERVER,
+        Self::POSTGRESQL,
+        Self::POSTGRESQL_CONTRIB,
+        Self::PGBOUNCER,
+        Self::STUNNEL,
+    ];
     pub const ALL: &[Package] = &[
         Self::SSH,
         Self::SFTP_SERVER,

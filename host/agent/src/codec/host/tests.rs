@@ -69,7 +69,7 @@ fn setup() -> Setup {
                 password: path(),
             }),
         },
-        trust,
+        trust: Arc::new(trust),
         auth: watch::channel(None).1,
         source: "192.0.2.1:1".into(),
         session_id: "s-1".into(),

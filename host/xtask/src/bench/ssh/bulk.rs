@@ -55,7 +55,7 @@ fn transfer(world: &World, way: Way, what: What, mb: u64, settle: bool) -> Resul
     let gb = mb as f64 / 1000.0;
     Ok(Sample {
         value: mb as f64 / seconds,
-        cpu_per_gb: Some(cpu / gb),
+        cpu: Some(cpu / gb),
     })
 }
 

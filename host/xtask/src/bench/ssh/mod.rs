@@ -3,6 +3,7 @@
 mod bulk;
 mod latency;
 mod memory;
+pub use bulk::settled;
 pub mod world;
 
 use super::Args;
@@ -27,16 +28,17 @@ pub const BARS: &[Bar] = &[
 ];
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let mb = args.mb.unwrap_or(600);
     if report.wants_any(bulk::ROWS) || report.wants_any(&["exec-true-vs-jump"]) {
         let world = world::World::start()?;
-        bulk::run(&world, args.rounds, args.mb, report)?;
+        bulk::run(&world, args.rounds, mb, report)?;
         latency::exec_true(&world, args.rounds, report)?;
     }
     if report.wants_any(&["plugin-vs-native"]) {
         bulk::plugin_vs_native(args.rounds, report)?;
     }
     if report.wants_any(&["stall-isolation", "stall-pinned"]) {
-        bulk::stalls(args.rounds, args.mb, report)?;
+        bulk::stalls(args.rounds, mb, report)?;
     }
     if report.wants_any(&["idle-agent-rss", "cold-start"]) {
         memory::idle_agent(&mut world::World::start()?, args.rounds, report)?;

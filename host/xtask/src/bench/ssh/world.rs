@@ -134,7 +134,7 @@ impl World {
 }
 
 /// CPU seconds of our children that have ended, and of theirs (ProxyCommand, the jump's client).
-fn children_cpu() -> f64 {
+pub fn children_cpu() -> f64 {
     getrusage(UsageWho::RUSAGE_CHILDREN)
         .map(|u| {
             (u.user_time().num_microseconds() + u.system_time().num_microseconds()) as f64 / 1e6

@@ -1,8 +1,10 @@
-//! For tests of this crate and of those above it: where the guests of `plugins/` are. Builds them when they are older than
-//! their sources. Feature `testing`; panics with what to do, because there is no test without guests.
+//! For tests of `postern-plugin` and of the crates above it: where the guests of `plugins/` are. Builds them when they are older
+//! than their sources. Panics with what to do, because there is no test without guests.
+//!
+//! A crate of its own and no feature: with a feature that only tests have, everything above would be built twice.
 #![allow(clippy::expect_used)]
 
-use crate::{Runtime, RuntimeOptions};
+use postern_plugin::{Runtime, RuntimeOptions};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::SystemTime;
