@@ -174,7 +174,7 @@ fn users_are_sent_to_the_agent_that_reaches_the_database() -> Result<()> {
     let ran = two.login()?.run()?;
     ensure!(!ran.status.success(), "{}", ran.told());
     two.cluster.audited("session.end", |e| {
-        e["resource"] == "orders" && e["error"].to_string().contains("refused")
+        e["resource"] == "orders" && e["reason"].to_string().contains("refused")
     })?;
 
     two.servers[1].up()?;
@@ -239,5 +239,56 @@ fn an_edit_keeps_the_health_of_what_it_leaves_alone() -> Result<()> {
         agent.service("db").is_ok_and(|s| s["health"] == json!({}))
     })?;
     ensure!(metric(&agent, "orders")?.is_none());
+    Ok(())
+}
+
+#[test]
+fn a_thousand_resources_of_a_service() -> Result<()> {
+    let lab = Lab::new()?;
+    let cluster = Cluster::start(&lab)?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let mut service = format!("[services.db]\nplugin = \"tcp\"\n{PROBES}\n");
+    for n in 0..1000 {
+        service +=
+            &format!("[[services.db.resources]]\nname = \"r{n}\"\naddress = \"{address}\"\n");
+    }
+    let agent = cluster.agent("one").no_ssh();
+    let agent = agent.service("tcp", &service).start()?;
+    let alice = cluster.user_with("alice", &["access"], &[])?;
+    let count = |state: &str| -> Result<usize> {
+        let service = agent.service("db")?;
+        let health = service["health"].as_object().context("no health")?;
+        Ok(health.values().filter(|h| h["state"] == state).count())
+    };
+    let seen = |state: &str| -> Result<usize> {
+        let list = alice.postern()?.args(["--json", "ls"]).ok()?;
+        let list: Vec<Value> = serde_json::from_str(&list)?;
+        Ok(list.iter().filter(|r| r["state"] == state).count())
+    };
+    let accepting = std::thread::spawn(move || {
+        // Until one says something.
+        for stream in listener.incoming().flatten() {
+            let mut byte = [0];
+            if std::io::Read::read(&mut &stream, &mut byte).is_ok_and(|n| n > 0) {
+                break;
+            }
+        }
+    });
+    wait::holds("all to be healthy", wait::LONG, || {
+        count("healthy").is_ok_and(|n| n == 1000)
+    })?;
+    std::io::Write::write_all(&mut std::net::TcpStream::connect(address)?, b"x")?;
+    accepting
+        .join()
+        .map_err(|_| anyhow::anyhow!("the listener"))?;
+    wait::holds("all to be unhealthy", wait::LONG, || {
+        count("unhealthy").is_ok_and(|n| n == 1000)
+    })?;
+    wait::holds("users to see it", wait::LONG, || {
+        seen("unreachable").is_ok_and(|n| n == 1000)
+    })?;
+    let list = alice.postern()?.arg("ls").ok()?;
+    ensure!(list.contains("… and 980 more"), "{list}");
     Ok(())
 }

@@ -31,6 +31,9 @@ impl LsArgs {
     }
 }
 
+/// Lines below the table.
+const REMARKS: usize = 20;
+
 pub async fn run(global: &Global, args: LsArgs) -> Result<(), Failure> {
     let request = filter(&args.filter)?;
     let filtered = request != ListResourcesRequest::default();
@@ -133,11 +136,12 @@ fn remarks(list: &[ResourceView], now: i64) -> String {
         let line = format!("{}.{}: {who}: {reason}, since {at} ({ago})", r.name, r.kind);
         Some(out::clean(&line) + "\n")
     };
-    let lines: String = list.iter().filter_map(of).collect();
-    if lines.is_empty() {
-        lines
-    } else {
-        format!("\n{lines}")
+    let all: Vec<String> = list.iter().filter_map(of).collect();
+    let (shown, more) = all.split_at(all.len().min(REMARKS));
+    match (shown, more.len()) {
+        ([], _) => String::new(),
+        (shown, 0) => format!("\n{}", shown.concat()),
+        (shown, more) => format!("\n{}… and {more} more (--json has them)\n", shown.concat()),
     }
 }
 
@@ -251,6 +255,8 @@ tcp   orders  down   -            -                   orders.tcp.demo
             )
         );
         assert_eq!(remarks(&list[..1], 1180), "");
+        let many = vec![view("c", 1, 1); 25];
+        assert!(remarks(&many, 1180).ends_with(")\n… and 5 more (--json has them)\n"));
         assert_eq!(
             json(&list[2])["unreachable"],
             serde_json::json!({"reason": "connection refused", "since": "1970-01-01T00:16:40Z", "agents": 1})
