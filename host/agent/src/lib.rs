@@ -20,7 +20,7 @@ mod status;
 
 pub use plan::{Plan, PluginChange, plugin_files};
 pub use plugins::PluginDirs;
-pub use status::{AgentStatus, RolledBack, ServiceState, ServiceStatus};
+pub use status::{AgentStatus, Health, ResourceHealth, RolledBack, ServiceState, ServiceStatus};
 
 use crate::plan::{Before, Broken};
 use crate::service::{Common, Desired, Service, Shared};

@@ -1,6 +1,7 @@
 //! What `posternd status` shows of the agent.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -22,6 +23,9 @@ pub struct ServiceStatus {
     /// Why it is in that state, where there is something to say.
     pub reason: Option<String>,
     pub resources: Vec<String>,
+    /// Of those of the resources that are probed.
+    #[serde(default)]
+    pub health: BTreeMap<String, ResourceHealth>,
     /// Why the last renewal failed, while the credentials held are still valid.
     pub renewal_failed: Option<String>,
     pub sessions: u64,
@@ -32,6 +36,26 @@ pub struct ServiceStatus {
     pub until_unix: Option<u64>,
     /// The plugin version that was taken back because it trapped.
     pub rolled_back: Option<RolledBack>,
+}
+
+/// What the probes of a resource's address say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceHealth {
+    pub state: Health,
+    /// Why it is unhealthy.
+    pub reason: Option<String>,
+    /// Unix seconds; of an unhealthy one the first probe that failed.
+    pub since_unix: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// No probe has come to an end yet. Counts as healthy.
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
 }
 
 /// A plugin version that failed its trial.

@@ -30,6 +30,8 @@ use crate::state::Shared;
 const ALIVE: Duration = Duration::from_secs(10);
 const MAX_RESOURCES: usize = 1000;
 const MAX_LABELS: usize = 64;
+/// Characters of why a resource does not answer.
+const MAX_REASON: usize = 200;
 const MAX_EVENTS: usize = 1000;
 /// Events that an agent tells of: names, and beginnings of names. All others are Auth's, or the proxies'.
 const OF_AGENTS: [&str; 8] = [
@@ -175,6 +177,7 @@ async fn heartbeat(
         .map_err(|e| internal("read the resources", e))?;
     let mut response = HeartbeatResponse::default();
     let mut accepted = BTreeMap::new();
+    let mut unreachable = BTreeMap::new();
     for (resource, held) in req.resources.into_iter().zip(held) {
         let held = held
             .as_ref()
@@ -199,6 +202,10 @@ async fn heartbeat(
                 response.refused.push(resource.name);
             }
             None => {
+                if let Some(mut why) = resource.unreachable {
+                    why.reason = why.reason.chars().take(MAX_REASON).collect();
+                    unreachable.insert(resource.name.clone(), why);
+                }
                 let kept = AnnouncedResource {
                     name: resource.name.clone(),
                     labels: resource.labels,
@@ -225,7 +232,7 @@ async fn heartbeat(
     };
     state
         .inventory
-        .heard(id, announced, rtt)
+        .heard(id, announced, rtt, unreachable)
         .await
         .map_err(|e| internal("store the announcement", e))?;
     Ok(response)

@@ -1,10 +1,12 @@
 //! Which services are there and when they were last heard of. What they announced is stored when it changes; the
-//! time of the last heartbeat lives in memory, and after a restart every service is unheard of for some seconds.
+//! time of the last heartbeat, and what it said of the servers behind the resources, lives in memory, and after a restart
+//! every service is unheard of for some seconds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use postern_api::v1::Unreachable;
 use postern_identity::AgentIdentity;
 
 use crate::kv::{KvError, KvExt, SharedKv};
@@ -20,6 +22,8 @@ pub struct Seen {
     /// `None`: not since this Auth Service started.
     pub last: Option<(Instant, SystemTime)>,
     pub rtt_ms: f64,
+    /// Resources whose addresses do not answer this service, by name.
+    pub unreachable: BTreeMap<String, Unreachable>,
 }
 
 impl Seen {
@@ -66,6 +70,7 @@ impl Inventory {
                     announced,
                     last: None,
                     rtt_ms: 0.0,
+                    unreachable: BTreeMap::new(),
                 },
             );
         }
@@ -82,6 +87,7 @@ impl Inventory {
         id: &AgentIdentity,
         announced: Announced,
         rtt_ms: f64,
+        unreachable: BTreeMap<String, Unreachable>,
     ) -> Result<(), KvError> {
         let last = Some((Instant::now(), SystemTime::now()));
         let changed = {
@@ -92,6 +98,7 @@ impl Inventory {
                     announced: announced.clone(),
                     last,
                     rtt_ms,
+                    unreachable,
                 },
             );
             previous.is_none_or(|p| p.announced != announced)

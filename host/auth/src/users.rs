@@ -104,7 +104,16 @@ fn visible(
             }
             if seen.healthy() {
                 view.agents += 1;
-                view.healthy = true;
+                match seen.unreachable.get(&resource.name) {
+                    None => view.healthy = true,
+                    Some(why) => {
+                        view.agents_failing += 1;
+                        let longest = view.unreachable.as_ref();
+                        if longest.is_none_or(|other| why.since_unix < other.since_unix) {
+                            view.unreachable = Some(why.clone());
+                        }
+                    }
+                }
             }
             view.direct |= resource.direct;
             view.logins.extend(literal.iter().filter(here).cloned());

@@ -22,8 +22,8 @@ pub enum Change {
     ServiceChanged {
         /// Its name in `[services]`.
         name: String,
-        /// Which keys differ: `plugin`, `kind`, `sha256`, `settings`, `limits`, `rollback`, `join_params`, `ssh`, and of its
-        /// resources `resources` (one more or less), `labels`, `direct`, `address`,
+        /// Which keys differ: `plugin`, `kind`, `sha256`, `settings`, `limits`, `rollback`, `health_check`, `join_params`,
+        /// `ssh`, and of its resources `resources` (one more or less), `labels`, `direct`, `address`,
         /// `tls`, `auth`, `admin`.
         what: Vec<&'static str>,
     },
@@ -191,6 +191,7 @@ fn service(a: &Service, b: &Service) -> Vec<&'static str> {
         ("settings", a.settings == b.settings),
         ("limits", a.limits == b.limits),
         ("rollback", a.rollback == b.rollback),
+        ("health_check", a.health_check == b.health_check),
         ("join_params", a.join_params == b.join_params),
         ("ssh", a.ssh == b.ssh),
         ("resources", old.keys().eq(new.keys())),

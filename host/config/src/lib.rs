@@ -29,8 +29,8 @@ pub use diff::{Change, diff};
 pub use error::{ConfigError, Diagnostic};
 pub use load::{load, parse, sources};
 pub use model::{
-    Agent, Auth, CertFiles, Config, Diag, JoinParams, Limits, LockMode, Log, LogFormat, Proxy,
-    Resource, Rollback, Service, SshOptions, Transport,
+    Agent, Auth, CertFiles, Config, Diag, HealthCheck, JoinParams, Limits, LockMode, Log,
+    LogFormat, Proxy, Resource, Rollback, Service, SshOptions, Transport,
 };
 pub use reference::reference;
 pub use secret::{Secret, SecretFileError};

@@ -274,6 +274,9 @@ pub struct Service {
     /// When a new version of the plugin is taken back.
     #[serde(default)]
     pub rollback: Rollback,
+    /// Whether the servers behind the resources are there.
+    #[serde(default)]
+    pub health_check: HealthCheck,
     /// How this service joins, where it differs from `[agent]`.
     pub join_params: Option<JoinParams>,
     /// What users reach through this service.
@@ -309,6 +312,22 @@ pub struct Rollback {
     /// How many of its first connections are watched; 0 watches none.
     #[schemars(range(min = 0, max = 1000))]
     pub of: u32,
+}
+
+/// `[services.<name>.health_check]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthCheck {
+    /// `false`: nobody but users makes the agent dial the resources' addresses, and it is not known whether they answer.
+    pub enabled: bool,
+    /// From one probe of an address to the next, give or take a fifth; after one that failed it is 5 s at most.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub interval: Duration,
+    /// In this time the address has to accept a connection.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("format" = "duration"))]
+    pub timeout: Duration,
 }
 
 /// `[[services.<name>.resources]]`
@@ -402,6 +421,16 @@ impl Default for Rollback {
     }
 }
 
+impl Default for HealthCheck {
+    fn default() -> Self {
+        HealthCheck {
+            enabled: true,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
 impl Default for SshOptions {
     fn default() -> Self {
         SshOptions {
@@ -425,6 +454,7 @@ impl Default for Service {
             settings: toml::Table::new(),
             limits: Limits::default(),
             rollback: Rollback::default(),
+            health_check: HealthCheck::default(),
             join_params: None,
             resources: Vec::new(),
             ssh: SshOptions::default(),

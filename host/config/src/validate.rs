@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Kinds that name parts of the cluster itself: `auth.<cluster>`, `proxy.<cluster>`, the web port.
 pub const RESERVED_KINDS: [&str; 3] = ["auth", "proxy", "web"];
 
+/// For a probe that waits longer than a session does for its server, what users can't reach would be healthy.
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
+
 /// Something wrong with a value.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -261,6 +264,21 @@ impl Check {
                     format!("{}: {pattern:?} is no pattern: {}", key(&at), e.kind()),
                 );
             }
+        }
+        let check = &service.health_check;
+        for (key, value) in [("interval", check.interval), ("timeout", check.timeout)] {
+            self.at_least(value, 1, at!["services", name, "health_check", key]);
+        }
+        if check.timeout > LONGEST_PROBE {
+            let at = at!["services", name, "health_check", "timeout"];
+            let most = humantime::format_duration(LONGEST_PROBE);
+            self.wrong(
+                at.clone(),
+                format!(
+                    "{} must be at most {most}: a session does not wait longer for its server either",
+                    key(&at)
+                ),
+            );
         }
         self.join_params(service.join_params.as_ref(), path("join_params"));
         let longest = service

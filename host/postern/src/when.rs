@@ -54,6 +54,11 @@ fn strftime(t: i64, format: &str) -> String {
     }
 }
 
+/// RFC 3339, for JSON.
+pub fn rfc3339(t: i64) -> Option<String> {
+    Some(jiff::Timestamp::from_second(t).ok()?.to_string())
+}
+
 /// Reads an RFC 3339 time.
 pub fn parse(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>()

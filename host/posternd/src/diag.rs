@@ -11,10 +11,11 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use postern_agent::{AgentStatus, ServiceState};
+use postern_agent::{AgentStatus, Health, ServiceState};
 use postern_config::{Address, Config};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -260,7 +261,10 @@ fn answer(path: &str, parts: &Weak<Parts>, metrics: &PrometheusHandle) -> Respon
         },
         "/metrics" => {
             count_states(&parts);
-            text(StatusCode::OK, metrics.render())
+            text(
+                StatusCode::OK,
+                metrics.render() + &resources_healthy(&parts),
+            )
         }
         "/status" => match serde_json::to_string(&parts.status()) {
             Ok(json) => text(StatusCode::OK, json),
@@ -282,6 +286,30 @@ fn count_states(parts: &Parts) {
     }
     let invalid = parts.reload.state().invalid.is_some();
     metrics::gauge!("postern_config_invalid").set(f64::from(u8::from(invalid)));
+}
+
+/// Written here and not by the recorder, which would go on showing resources that are gone.
+fn resources_healthy(parts: &Parts) -> String {
+    let mut out = String::new();
+    for service in parts.agent.status().map(|a| a.services).unwrap_or_default() {
+        for (resource, health) in &service.health {
+            let healthy = match health.state {
+                Health::Unknown => continue,
+                Health::Healthy => 1,
+                Health::Unhealthy => 0,
+            };
+            if out.is_empty() {
+                out += "# TYPE postern_agent_resource_healthy gauge\n";
+            }
+            // Both are DNS labels: nothing to escape.
+            let _ = writeln!(
+                out,
+                "postern_agent_resource_healthy{{kind=\"{}\",resource=\"{resource}\"}} {healthy}",
+                service.kind
+            );
+        }
+    }
+    out
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

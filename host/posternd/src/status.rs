@@ -5,7 +5,10 @@ use crate::diag::{self, Status};
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
 use http::Method;
-use postern_agent::{ServiceState, ServiceStatus};
+use postern_agent::{Health, ServiceState, ServiceStatus};
+
+/// Lines about unhealthy resources of one service.
+const UNHEALTHY_SHOWN: usize = 20;
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let listen = diag::of(&args.config, args.data_dir.as_deref())?;
@@ -59,6 +62,7 @@ fn render(s: &Status) -> String {
             "PLUGIN",
             "STATE",
             "RESOURCES",
+            "HEALTH",
             "SESSIONS",
             "RTT",
         ]);
@@ -69,6 +73,7 @@ fn render(s: &Status) -> String {
                 service.plugin.clone(),
                 service.state.to_string(),
                 service.resources.join(" "),
+                health(service),
                 service.sessions.to_string(),
                 service
                     .tunnel_rtt_ms
@@ -76,8 +81,11 @@ fn render(s: &Status) -> String {
             ]);
         }
         out += &format!("{table}\n");
-        for line in agent.services.iter().filter_map(remarks) {
-            out += &format!("{line}\n");
+        for service in &agent.services {
+            if let Some(line) = remarks(service) {
+                out += &format!("{line}\n");
+            }
+            out += &unreachable(service);
         }
     }
     if s.ready {
@@ -87,6 +95,40 @@ fn render(s: &Status) -> String {
         for reason in &s.not_ready {
             out += &format!("  {reason}\n");
         }
+    }
+    out
+}
+
+/// Of the resources that are probed, in a word.
+fn health(s: &ServiceStatus) -> String {
+    let count = |state| s.health.values().filter(|h| h.state == state).count();
+    match (count(Health::Unhealthy), count(Health::Unknown)) {
+        _ if s.health.is_empty() => String::new(),
+        (0, 0) => "healthy".to_owned(),
+        (0, _) => "unknown".to_owned(),
+        (bad, _) => format!("{bad} of {} unhealthy", s.health.len()),
+    }
+}
+
+/// The unhealthy resources, a line each.
+fn unreachable(s: &ServiceStatus) -> String {
+    let unhealthy = s.health.iter();
+    let unhealthy = unhealthy.filter(|(_, h)| h.state == Health::Unhealthy);
+    let mut out = String::new();
+    for (n, (resource, health)) in unhealthy.enumerate() {
+        if n == UNHEALTHY_SHOWN {
+            out += &format!("  {}: … (all of them: --json)\n", s.name);
+            break;
+        }
+        let since = i64::try_from(health.since_unix).unwrap_or_default();
+        let since = jiff::Timestamp::from_second(since).unwrap_or_default();
+        let since = since.to_zoned(jiff::tz::TimeZone::system());
+        out += &format!(
+            "  {}: {resource} is unhealthy since {}: {}\n",
+            s.name,
+            since.strftime("%Y-%m-%d %H:%M:%S"),
+            health.reason.as_deref().unwrap_or_default()
+        );
     }
     out
 }

@@ -77,8 +77,16 @@ struct State {
 
 #[derive(Default)]
 struct Route {
-    links: Vec<(LinkId, bool)>,
+    links: Vec<(LinkId, Offer)>,
     turn: usize,
+}
+
+/// How a service offers one of its resources.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub direct: bool,
+    /// The agent says that the resource's own address does not answer.
+    pub unhealthy: bool,
 }
 
 struct Link {
@@ -93,7 +101,7 @@ struct Link {
     suspect_after: Duration,
     rtt: Option<Duration>,
     warm: usize,
-    announced: BTreeMap<String, bool>,
+    announced: BTreeMap<String, Offer>,
     idle: VecDeque<Idle>,
     waiting: VecDeque<oneshot::Sender<Idle>>,
     data: HashMap<u64, CancellationToken>,
@@ -129,7 +137,8 @@ impl Registry {
     }
 
     /// Opens a stream to an agent that serves `id`, after writing `header` ahead of it. Waits up to 5 s for a
-    /// data connection; agents take turns, silent ones come last, and where one fails the next is asked.
+    /// data connection; agents take turns, silent ones and those that don't reach the resource come last, and where
+    /// one fails the next is asked.
     pub async fn open(
         &self,
         id: &ResourceId,
@@ -253,7 +262,7 @@ impl Registry {
         let state = self.lock();
         let route = state.routes.get(id)?;
         (!route.links.is_empty()).then(|| RouteInfo {
-            direct: route.links.iter().all(|(_, direct)| *direct),
+            direct: route.links.iter().all(|(_, offer)| offer.direct),
             agents: route.links.len(),
         })
     }
@@ -360,7 +369,7 @@ impl Registry {
         id: LinkId,
         version: &str,
         warm: usize,
-        resources: BTreeMap<String, bool>,
+        resources: BTreeMap<String, Offer>,
     ) {
         let mut state = self.lock();
         state.unroute(id);
@@ -374,7 +383,7 @@ impl Registry {
             return;
         }
         let (kind, identity) = (link.kind.clone(), link.identity.clone());
-        for (name, direct) in resources {
+        for (name, offer) in resources {
             let resource = ResourceId {
                 kind: kind.clone(),
                 name,
@@ -388,7 +397,7 @@ impl Registry {
                 .entry(resource)
                 .or_default()
                 .links
-                .push((id, direct));
+                .push((id, offer));
         }
         // Only now, so that there is no gap between two connections of one service.
         match state.current.insert(identity, id) {
@@ -544,22 +553,28 @@ impl Registry {
 }
 
 impl State {
-    /// Links that announce `id`: those heard of lately first, taking turns.
+    /// Links that announce `id`: first those that reach it and were heard of lately. The best take turns.
     fn candidates(&mut self, id: &ResourceId) -> Vec<LinkId> {
         let Some(route) = self.routes.get_mut(id) else {
             return Vec::new();
         };
         route.turn = route.turn.wrapping_add(1);
-        let turn = route.turn % route.links.len().max(1);
-        let mut ids: Vec<_> = route.links.iter().map(|(id, _)| *id).collect();
-        ids.rotate_left(turn);
         let suspect = |id: &LinkId| {
             self.links
                 .get(id)
                 .is_none_or(|l| l.heard.elapsed() > l.suspect_after)
         };
-        ids.sort_by_key(suspect);
-        ids
+        // A silent agent may be slow and still serve; one that does not reach the resource surely fails now. Where no
+        // other is left it is asked all the same: its probe may be wrong, or late.
+        let ranked = route.links.iter();
+        let mut ranked: Vec<_> = ranked
+            .map(|(id, offer)| ((offer.unhealthy, suspect(id)), *id))
+            .collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        let best = ranked.first().map(|(rank, _)| *rank);
+        let best = ranked.partition_point(|(rank, _)| Some(*rank) <= best);
+        ranked[..best].rotate_left(route.turn % best.max(1));
+        ranked.into_iter().map(|(_, id)| id).collect()
     }
 
     fn unroute(&mut self, id: LinkId) {
@@ -611,3 +626,6 @@ impl Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

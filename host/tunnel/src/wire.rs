@@ -44,6 +44,10 @@ pub struct AnnouncedResource {
     /// Whether clients that have not authenticated at the proxy may be passed through.
     #[serde(default)]
     pub direct: bool,
+    /// The agent finds that the resource's own address does not answer: other agents that serve it are preferred.
+    /// From an older agent, or one that does not probe: `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unhealthy: bool,
 }
 
 /// What an agent's service announces over its control connection.
@@ -166,6 +170,25 @@ mod tests {
     }
 
     #[test]
+    fn a_full_part_of_an_announcement_fits_into_a_frame() {
+        let resource = AnnouncedResource {
+            name: "x".repeat(63),
+            direct: false,
+            unhealthy: true,
+        };
+        let frame = Frame::Announce {
+            announcement: Announcement {
+                kind: "k".repeat(63),
+                resources: vec![resource; ANNOUNCE_CHUNK],
+                version: "0".repeat(63),
+            },
+            warm: 64,
+            more: true,
+        };
+        encode(&frame, MAX_FRAME).unwrap();
+    }
+
+    #[test]
     fn unknown_frames_are_ignored_and_known_ones_keep_their_form() {
         let f: Frame = parse_json(br#"{"type":"from-the-future","x":1}"#).unwrap();
         assert_eq!(f, Frame::Unknown);
@@ -181,6 +204,10 @@ mod tests {
                 ..
             }
         ));
+        let Frame::Announce { announcement, .. } = f else {
+            unreachable!()
+        };
+        assert!(!announcement.resources[0].unhealthy);
         assert_eq!(
             serde_json::to_string(&Frame::WantData { n: 2 }).unwrap(),
             r#"{"type":"want-data","n":2}"#

@@ -8,6 +8,7 @@ mod show;
 
 use super::beat::Beat;
 use super::front::Front;
+use super::health::Probes;
 use super::leave;
 use super::member::{Home, Member};
 use super::spec::{Common, Spec};
@@ -125,6 +126,7 @@ struct Parts {
     /// The credentials that front and channel use.
     seen: Option<Arc<Credentials>>,
     beat: Option<Beat>,
+    probes: Probes,
     /// Carries new streams.
     front: Option<Front>,
     /// Replaces it once it is up.
@@ -170,6 +172,7 @@ impl Actor<'_> {
                         Desired::HandedOver(_) => {
                             Member::stop(&mut parts.member).await;
                             parts.beat = None;
+                            parts.probes.stop();
                             parts.front.iter().for_each(Front::stay);
                             parts.next = None;
                         }
@@ -181,6 +184,7 @@ impl Actor<'_> {
                 () = moved(front, front_seen) => {}
                 () = moved(next, next_seen) => {}
                 () = parts.sessions.ended() => self.judge(&mut parts),
+                () = parts.probes.changed() => self.health_changed(&parts),
                 note = self.notes.recv(), if notes_open => match note {
                     Some(event) => self.home.audit.emit_later(event),
                     None => notes_open = false,
@@ -211,6 +215,7 @@ impl Actor<'_> {
         Parts {
             member: Some(Member::start(&self.home, &spec, us, left)),
             sessions,
+            probes: Probes::start(&spec),
             spec,
             seen: None,
             beat: None,
@@ -261,7 +266,9 @@ impl Actor<'_> {
                 return parts.next.take().is_some();
             };
             let (cluster, host_key) = (&self.shared.cluster, &self.shared.host_key);
-            let dialled = Front::dial(&parts.spec, &held, cluster, host_key, &parts.sessions);
+            let health = parts.probes.report();
+            let sessions = &parts.sessions;
+            let dialled = Front::dial(&parts.spec, &held, cluster, host_key, sessions, &health);
             parts.next = Some(dialled);
             if parts.front.is_some() {
                 return true;
@@ -286,11 +293,24 @@ impl Actor<'_> {
     }
 
     fn announce(&self, parts: &Parts) {
-        if let (Some(front), Some(held)) = (&parts.front, self.home.credentials())
-            && front.kind() == parts.spec.kind
-        {
-            front.announce(parts.spec.announcement(&held.names));
+        let Some(held) = self.home.credentials() else {
+            return;
+        };
+        let health = parts.probes.report();
+        for front in parts.front.iter().chain(&parts.next) {
+            if front.kind() == parts.spec.kind {
+                front.announce(parts.spec.announcement(&held.names, &health));
+            }
         }
+    }
+
+    /// A resource is reached no longer, or again.
+    fn health_changed(&self, parts: &Parts) {
+        // Otherwise it is said with the announcement that waits for a connection with the new certificate.
+        if parts.announce_after.is_none() {
+            self.announce(parts);
+        }
+        self.tell_auth(parts);
     }
 
     /// The configuration has changed. Open sessions keep what they began with.
@@ -320,13 +340,14 @@ impl Actor<'_> {
             parts.member = Some(Member::start(&self.home, spec, us, left));
         }
         parts.sessions.serve(self.served(spec));
+        parts.probes.follow(spec);
         self.announce(parts);
         self.tell_auth(parts);
     }
 
     fn tell_auth(&self, parts: &Parts) {
         if let (Some(beat), Some(held)) = (&parts.beat, self.home.credentials()) {
-            beat.says(&parts.spec, &held.names);
+            beat.says(&parts.spec, &held.names, &parts.probes.report());
         }
     }
 
@@ -370,7 +391,9 @@ impl Actor<'_> {
             Some(beat) => beat.through(channel),
             None => {
                 let rejoin = self.home.rejoin.clone();
-                parts.beat = Some(Beat::start(channel, rejoin, &parts.spec, &held.names));
+                let health = parts.probes.report();
+                let beat = Beat::start(channel, rejoin, &parts.spec, &held.names, &health);
+                parts.beat = Some(beat);
             }
         }
         self.tell_auth(parts);

@@ -1,7 +1,8 @@
 //! What Auth hears of a service every ten seconds, and at once where it has changed.
 
+use super::health::{Report, unreachable};
 use super::spec::Spec;
-use postern_api::v1::{AnnouncedResource, HeartbeatRequest};
+use postern_api::v1::{AnnouncedResource, HeartbeatRequest, Unreachable};
 use postern_membership::{heartbeat, hostname};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,15 @@ pub struct Beat {
 
 impl Beat {
     /// `named`: the names in the certificate held; others would be refused.
-    pub fn start(channel: Channel, rejoin: Arc<Notify>, spec: &Spec, named: &[String]) -> Self {
+    pub fn start(
+        channel: Channel,
+        rejoin: Arc<Notify>,
+        spec: &Spec,
+        named: &[String],
+        health: &Report,
+    ) -> Self {
         let (channel, channels) = watch::channel(channel);
-        let (says, said) = watch::channel(of(spec, named));
+        let (says, said) = watch::channel(of(spec, named, health));
         let task = tokio::spawn(async move {
             heartbeat(channels, rejoin, || said.borrow().clone()).await;
         });
@@ -37,9 +44,9 @@ impl Beat {
     }
 
     /// The service has changed: says so at once.
-    pub fn says(&self, spec: &Spec, named: &[String]) {
+    pub fn says(&self, spec: &Spec, named: &[String], health: &Report) {
         let rtt = self.says.borrow().tunnel_rtt_ms;
-        let mut says = of(spec, named);
+        let mut says = of(spec, named, health);
         says.tunnel_rtt_ms = rtt;
         self.says.send_replace(says);
         self.channel.send_modify(|_| {});
@@ -52,7 +59,7 @@ impl Beat {
     }
 }
 
-fn of(spec: &Spec, named: &[String]) -> HeartbeatRequest {
+fn of(spec: &Spec, named: &[String], health: &Report) -> HeartbeatRequest {
     HeartbeatRequest {
         kind: spec.kind.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,6 +71,10 @@ fn of(spec: &Spec, named: &[String]) -> HeartbeatRequest {
                 name: o.id.name.clone(),
                 labels: o.labels.clone().into_iter().collect(),
                 direct: o.direct,
+                unreachable: unreachable(health, &o.id.name).map(|h| Unreachable {
+                    reason: h.reason.clone().unwrap_or_default(),
+                    since_unix: i64::try_from(h.since_unix).unwrap_or(i64::MAX),
+                }),
             })
             .collect(),
         hostname: hostname(),

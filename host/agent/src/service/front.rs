@@ -1,6 +1,7 @@
 //! One tunnel of a service, and the task that hands its streams to the sessions. A service has one front at a time,
 //! and for a moment two: the new one comes up before the old one is retired.
 
+use super::health::Report;
 use super::spec::Spec;
 use crate::session::Sessions;
 use postern_identity::HostKey;
@@ -41,10 +42,11 @@ impl Front {
         cluster: &str,
         host_key: &HostKey,
         sessions: &Sessions,
+        health: &Report,
     ) -> Self {
         let wanted = Wanted::of(spec);
         let (credentials, credentials_rx) = watch::channel(tunnel_credentials(held));
-        let (announce, announced) = watch::channel(spec.announcement(&held.names));
+        let (announce, announced) = watch::channel(spec.announcement(&held.names, health));
         let (tunnel, mut incoming) = postern_tunnel::client(
             TunnelClientOptions {
                 proxy_addr: wanted.proxy_addr.clone(),

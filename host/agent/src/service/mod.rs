@@ -4,12 +4,14 @@
 //! - `spec`: what a service shall be;
 //! - `actor`: brings what is there to what shall be, for as long as the service lives;
 //! - `member`, `front`, `beat`: its parts, each replaced when what it depends on changes;
+//! - `health`: whether the addresses of its resources answer;
 //! - `trial`: a new plugin version, and the way back;
 //! - `leave`: what remains to be done for a removed service.
 
 mod actor;
 mod beat;
 mod front;
+mod health;
 mod leave;
 mod member;
 mod spec;

@@ -1,6 +1,7 @@
 //! What a service shall be: its part of the configuration, the plugin that was loaded for it, and what `[agent]` says
 //! to all services. Made by [`crate::plan`], carried out by [`super::actor`].
 
+use super::health::{Report, unreachable};
 use crate::AgentError;
 use crate::decide::Offered;
 use postern_config as config;
@@ -108,7 +109,7 @@ impl Spec {
     }
 
     /// What the proxy is told; `named`: the names in the certificate held, all others would be refused there.
-    pub fn announcement(&self, named: &[String]) -> Announcement {
+    pub fn announcement(&self, named: &[String], health: &Report) -> Announcement {
         Announcement {
             kind: self.kind.clone(),
             resources: self
@@ -118,6 +119,7 @@ impl Spec {
                 .map(|o| AnnouncedResource {
                     name: o.id.name.clone(),
                     direct: o.direct,
+                    unhealthy: unreachable(health, &o.id.name).is_some(),
                 })
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -244,6 +244,17 @@ pub struct AnnouncedResource {
     >,
     #[prost(bool, tag = "3")]
     pub direct: bool,
+    /// unset: it answers, or is not probed
+    #[prost(message, optional, tag = "4")]
+    pub unreachable: ::core::option::Option<Unreachable>,
+}
+/// The address behind a resource does not answer its agent.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unreachable {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub since_unix: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {
@@ -288,17 +299,23 @@ pub struct ResourceView {
     >,
     #[prost(string, repeated, tag = "4")]
     pub logins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// a heartbeat within the last 30 s
+    /// one of `agents` reaches it, or does not probe it
     #[prost(bool, tag = "5")]
     pub healthy: bool,
     /// <name>.<kind>.<cluster>
     #[prost(string, tag = "6")]
     pub dns: ::prost::alloc::string::String,
-    /// healthy ones
+    /// with a heartbeat within the last 30 s
     #[prost(uint32, tag = "7")]
     pub agents: u32,
     #[prost(bool, tag = "8")]
     pub direct: bool,
+    /// those of `agents` that don't reach it
+    #[prost(uint32, tag = "9")]
+    pub agents_failing: u32,
+    /// what the one of them says that has not reached it for the longest time
+    #[prost(message, optional, tag = "10")]
+    pub unreachable: ::core::option::Option<Unreachable>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResourcesResponse {

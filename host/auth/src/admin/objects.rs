@@ -8,9 +8,11 @@ use tonic::Status;
 
 use super::bad;
 use crate::error::failed;
+use crate::inventory::Seen;
 use crate::kv::KvError;
 use crate::records::{
-    Agent, KeySource, Method, Resource, Token, User, all, lock_host, lock_service,
+    Agent, AnnouncedResource, KeySource, Method, Resource, Token, User, all, lock_host,
+    lock_service,
 };
 use crate::state::Shared;
 use crate::time::{self, rfc3339};
@@ -123,9 +125,7 @@ async fn agents(state: &Shared) -> Result<Vec<(String, Value)>, KvError> {
         let lock = state
             .locked(&[lock_host(&a.host_id), lock_service(&a.host_id, &a.service)])
             .await?;
-        let healthy = seen
-            .as_ref()
-            .is_some_and(super::super::inventory::Seen::healthy);
+        let healthy = seen.as_ref().is_some_and(Seen::healthy);
         let last_seen = seen
             .as_ref()
             .and_then(|s| s.last)
@@ -136,7 +136,7 @@ async fn agents(state: &Shared) -> Result<Vec<(String, Value)>, KvError> {
             "hostname": seen.as_ref().map(|s| &s.announced.hostname),
             "version": seen.as_ref().map_or(&a.version, |s| &s.announced.version),
             "plugin": seen.as_ref().map(|s| &s.announced.plugin),
-            "resources": seen.as_ref().map(|s| &s.announced.resources),
+            "resources": seen.as_ref().map(announced),
             "tunnel_rtt_ms": seen.as_ref().map(|s| s.rtt_ms),
             "last_seen": last_seen, "healthy": healthy, "locked": lock.map(|l| l.reason),
             "join_failed": join_failed,
@@ -153,4 +153,18 @@ async fn agents(state: &Shared) -> Result<Vec<(String, Value)>, KvError> {
     }
     objects.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(objects)
+}
+
+/// What a service offers; of those whose addresses do not answer it, why and since when.
+fn announced(seen: &Seen) -> Vec<Value> {
+    let resources = seen.announced.resources.iter();
+    let one = |r: &AnnouncedResource| {
+        let mut one = json!(r);
+        if let Some(why) = seen.unreachable.get(&r.name) {
+            one["unreachable"] =
+                json!({ "reason": why.reason, "since": rfc3339(why.since_unix.max(0)) });
+        }
+        one
+    };
+    resources.map(one).collect()
 }

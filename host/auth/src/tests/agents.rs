@@ -260,6 +260,7 @@ async fn heartbeats_fill_the_inventory_within_the_certificate() {
         name: name.into(),
         labels: [("env".into(), "prod".into())].into(),
         direct: false,
+        unreachable: None,
     };
     let beat = HeartbeatRequest {
         kind: "ssh".into(),

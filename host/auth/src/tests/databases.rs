@@ -34,6 +34,7 @@ async fn setup() -> Setup {
         name: name.into(),
         labels: [("env".into(), env.into())].into(),
         direct: false,
+        unreachable: None,
     };
     let beat = HeartbeatRequest {
         kind: "postgres".into(),

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use postern_access::{Lock, Options, Role};
 use postern_api::status::reasons;
 use postern_api::v1::{
-    AnnouncedResource, CreateUserRequest, EnrollRequest, HeartbeatRequest, ListResourcesRequest,
-    LoginRequest, PutLockRequest, PutRoleRequest, RemoveRequest, StatusRequest,
+    AnnouncedResource, CreateUserRequest, EnrollRequest, HeartbeatRequest, ListRequest,
+    ListResourcesRequest, LoginRequest, PutLockRequest, PutRoleRequest, RemoveRequest,
+    StatusRequest, Unreachable,
 };
 use postern_identity::{CaKind, ServiceKeys, tls, verify_user_cert};
+use tokio_stream::StreamExt;
 
 use super::{CLUSTER, Host, Lab, PASSWORD, assert_refused, strings};
 
@@ -399,6 +401,7 @@ async fn users_see_what_their_roles_let_them_reach() {
         name: name.into(),
         labels: [("env".into(), env.into())].into(),
         direct: false,
+        unreachable: None,
     };
     let beat = HeartbeatRequest {
         kind: "ssh".into(),
@@ -467,6 +470,70 @@ async fn users_see_what_their_roles_let_them_reach() {
         "needs the certificate of a user",
     );
     assert_eq!(lab.audited("auth.refused").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_resource_is_healthy_while_one_of_its_agents_reaches_it() {
+    let lab = Lab::start().await;
+    let alice = lab.user("alice", &[]).await;
+    let token = lab.token(&["tcp"], &["orders"], 0).await;
+    let (one, other) = (Host::new(), Host::new());
+    let mut services = Vec::new();
+    for host in [&one, &other] {
+        let request = host.ask("db", "tcp", &["orders"], &token);
+        let joined = lab.joins().join(request).await.unwrap().into_inner();
+        services.push(host.tls(&joined));
+    }
+    let beat = async |service: usize, unreachable: Option<(&str, i64)>| {
+        let resource = AnnouncedResource {
+            name: "orders".into(),
+            unreachable: unreachable.map(|(reason, since_unix)| Unreachable {
+                reason: reason.into(),
+                since_unix,
+            }),
+            ..AnnouncedResource::default()
+        };
+        let request = HeartbeatRequest {
+            kind: "tcp".into(),
+            resources: vec![resource],
+            ..HeartbeatRequest::default()
+        };
+        lab.agents(&services[service])
+            .heartbeat(request)
+            .await
+            .unwrap();
+    };
+    let seen = async || {
+        let request = ListResourcesRequest::default();
+        let list = lab.users(&alice.tls()).list_resources(request).await;
+        let r = list.unwrap().into_inner().resources.remove(0);
+        let why = r.unreachable.map(|u| (u.reason, u.since_unix));
+        (r.healthy, r.agents, r.agents_failing, why)
+    };
+    beat(0, None).await;
+    beat(1, None).await;
+    assert_eq!(seen().await, (true, 2, 0, None));
+    beat(1, Some(("connection refused", 2000))).await;
+    let why = Some(("connection refused".to_owned(), 2000));
+    assert_eq!(seen().await, (true, 2, 1, why));
+    beat(0, Some((&"x".repeat(10_000), 1000))).await;
+    assert_eq!(seen().await, (false, 2, 2, Some(("x".repeat(200), 1000))));
+    let request = ListRequest {
+        kind: "agent".into(),
+    };
+    let objects = lab.admin().list(request).await.unwrap().into_inner();
+    let objects: Vec<_> = objects.collect().await;
+    let name = format!("{}/db", other.id());
+    let mut objects = objects.into_iter().map(Result::unwrap);
+    let agent = objects.find(|o| o.name == name).unwrap();
+    let agent: serde_json::Value = serde_json::from_str(&agent.json).unwrap();
+    assert_eq!(
+        agent["resources"][0]["unreachable"],
+        serde_json::json!({"reason": "connection refused", "since": "1970-01-01T00:33:20Z"})
+    );
+    beat(0, None).await;
+    beat(1, None).await;
+    assert_eq!(seen().await, (true, 2, 0, None));
 }
 
 #[tokio::test]

@@ -116,11 +116,15 @@ fn any_service() -> impl Strategy<Value = Service> {
         all.dedup_by(|a, b| a.name == b.name);
         all
     });
-    (any::<bool>(), "ssh|tcp", resources, 1u32..3).prop_map(
-        |(enabled, plugin, resources, memory_mb)| Service {
+    (any::<bool>(), "ssh|tcp", resources, 1u32..3, any::<bool>()).prop_map(
+        |(enabled, plugin, resources, memory_mb, probed)| Service {
             enabled,
             plugin,
             resources,
+            health_check: crate::HealthCheck {
+                enabled: probed,
+                ..Default::default()
+            },
             limits: crate::Limits {
                 memory_mb,
                 ..Default::default()

@@ -3,14 +3,17 @@
 use crate::cli::Global;
 use crate::failure::Failure;
 use crate::profile::Home;
-use crate::{out, rpc};
+use crate::{out, rpc, when};
 use clap::Args;
-use postern_api::v1::{ListResourcesRequest, ResourceView, user_service_client::UserServiceClient};
+use postern_api::v1::{
+    ListResourcesRequest, ResourceView, Unreachable, user_service_client::UserServiceClient,
+};
 use std::collections::BTreeMap;
 
 /// List what you may reach: servers, databases, clusters
 ///
-/// STATE is `up` where an agent serves the resource now. LOGINS are the names that `postern ssh LOGIN@NAME` takes.
+/// STATE is `up` where an agent serves the resource now, `degraded` where one of several agents can't reach it, `unreachable` where
+/// none can, and `down` where no agent serves it. LOGINS are the names that `postern ssh LOGIN@NAME` takes.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  postern ls\n  postern ls ssh\n  postern ls ssh env=prod region=eu"
@@ -27,6 +30,9 @@ impl LsArgs {
         LsArgs { filter }
     }
 }
+
+/// Lines below the table.
+const REMARKS: usize = 20;
 
 pub async fn run(global: &Global, args: LsArgs) -> Result<(), Failure> {
     let request = filter(&args.filter)?;
@@ -48,7 +54,7 @@ pub async fn run(global: &Global, args: LsArgs) -> Result<(), Failure> {
             "There is nothing that you may reach yet: no agent serves anything, or your roles do not allow it (they are shown by: postern status)"
         });
     }
-    out::say(&table(&list))
+    out::say(&(table(&list) + &remarks(&list, when::now())))
 }
 
 fn filter(words: &[String]) -> Result<ListResourcesRequest, Failure> {
@@ -94,7 +100,7 @@ fn table(list: &[ResourceView]) -> String {
         vec![
             r.kind.clone(),
             r.name.clone(),
-            if r.healthy { "up" } else { "down" }.to_owned(),
+            state(r).to_owned(),
             logins,
             labels(&r.labels),
             r.dns.clone(),
@@ -104,6 +110,39 @@ fn table(list: &[ResourceView]) -> String {
         &["KIND", "NAME", "STATE", "LOGINS", "LABELS", "FULL NAME"],
         rows,
     )
+}
+
+fn state(r: &ResourceView) -> &'static str {
+    match (r.agents, r.agents_failing) {
+        (0, _) => "down",
+        (_, 0) => "up",
+        (all, failing) if failing < all => "degraded",
+        _ => "unreachable",
+    }
+}
+
+/// What STATE has no room for.
+fn remarks(list: &[ResourceView], now: i64) -> String {
+    let of = |r: &ResourceView| {
+        let Unreachable { reason, since_unix } = r.unreachable.as_ref()?;
+        let who = match (r.agents_failing, r.agents) {
+            (_, ..=1) => "its agent can't reach it".to_owned(),
+            (failing, all) if failing < all => {
+                format!("{failing} of {all} agents can't reach it")
+            }
+            (_, all) => format!("none of {all} agents can reach it"),
+        };
+        let (at, ago) = (when::local(*since_unix), when::relative(now, *since_unix));
+        let line = format!("{}.{}: {who}: {reason}, since {at} ({ago})", r.name, r.kind);
+        Some(out::clean(&line) + "\n")
+    };
+    let all: Vec<String> = list.iter().filter_map(of).collect();
+    let (shown, more) = all.split_at(all.len().min(REMARKS));
+    match (shown, more.len()) {
+        ([], _) => String::new(),
+        (shown, 0) => format!("\n{}", shown.concat()),
+        (shown, more) => format!("\n{}… and {more} more (--json has them)\n", shown.concat()),
+    }
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {
@@ -119,7 +158,10 @@ fn labels(labels: &BTreeMap<String, String>) -> String {
 }
 
 fn json(r: &ResourceView) -> serde_json::Value {
-    serde_json::json!({ "kind": r.kind, "name": r.name, "dns": r.dns, "labels": r.labels, "logins": r.logins, "healthy": r.healthy, "agents": r.agents, "direct": r.direct })
+    let unreachable = r.unreachable.as_ref().map(
+        |u| serde_json::json!({ "reason": u.reason, "since": when::rfc3339(u.since_unix), "agents": r.agents_failing }),
+    );
+    serde_json::json!({ "kind": r.kind, "name": r.name, "dns": r.dns, "labels": r.labels, "logins": r.logins, "state": state(r), "healthy": r.healthy, "agents": r.agents, "unreachable": unreachable, "direct": r.direct })
 }
 
 #[cfg(test)]
@@ -146,10 +188,10 @@ mod tests {
     #[test]
     fn the_table() {
         let view =
-            |kind: &str, name: &str, healthy, logins: &[&str], l: &[(&str, &str)]| ResourceView {
+            |kind: &str, name: &str, agents, logins: &[&str], l: &[(&str, &str)]| ResourceView {
                 kind: kind.into(),
                 name: name.into(),
-                healthy,
+                agents,
                 logins: logins.iter().map(|l| (*l).to_owned()).collect(),
                 labels: l
                     .iter()
@@ -162,11 +204,11 @@ mod tests {
             view(
                 "ssh",
                 "web-1",
-                true,
+                1,
                 &["root", "ubuntu"],
                 &[("region", "eu"), ("env", "prod")],
             ),
-            view("tcp", "orders", false, &[], &[]),
+            view("tcp", "orders", 0, &[], &[]),
         ];
         assert_eq!(
             table(&list),
@@ -176,5 +218,49 @@ ssh   web-1   up     root,ubuntu  env=prod region=eu  web-1.ssh.demo
 tcp   orders  down   -            -                   orders.tcp.demo
 "
         );
+    }
+
+    #[test]
+    fn what_agents_cannot_reach() {
+        let view = |name: &str, agents, agents_failing| ResourceView {
+            kind: "postgres".into(),
+            name: name.into(),
+            healthy: agents_failing < agents,
+            agents,
+            agents_failing,
+            unreachable: (agents_failing > 0).then(|| Unreachable {
+                reason: "connection refused".into(),
+                since_unix: 1000,
+            }),
+            ..Default::default()
+        };
+        let list = [
+            view("a", 2, 0),
+            view("b", 2, 1),
+            view("c", 1, 1),
+            view("d", 0, 0),
+            view("e", 3, 3),
+        ];
+        assert_eq!(
+            list.iter().map(state).collect::<Vec<_>>(),
+            ["up", "degraded", "unreachable", "down", "unreachable"]
+        );
+        let at = when::local(1000);
+        assert_eq!(
+            remarks(&list, 1180),
+            format!(
+                "\nb.postgres: 1 of 2 agents can't reach it: connection refused, since {at} (3 min ago)\n\
+                 c.postgres: its agent can't reach it: connection refused, since {at} (3 min ago)\n\
+                 e.postgres: none of 3 agents can reach it: connection refused, since {at} (3 min ago)\n"
+            )
+        );
+        assert_eq!(remarks(&list[..1], 1180), "");
+        let many = vec![view("c", 1, 1); 25];
+        assert!(remarks(&many, 1180).ends_with(")\n… and 5 more (--json has them)\n"));
+        assert_eq!(
+            json(&list[2])["unreachable"],
+            serde_json::json!({"reason": "connection refused", "since": "1970-01-01T00:16:40Z", "agents": 1})
+        );
+        assert!(json(&list[0])["unreachable"].is_null());
     }
 }

@@ -197,6 +197,7 @@ impl Lab {
                 .map(|(name, direct)| AnnouncedResource {
                     name: (*name).into(),
                     direct: *direct,
+                    unhealthy: false,
                 })
                 .collect(),
             version: "0".into(),

@@ -3,7 +3,7 @@
 use super::TunnelServer;
 use super::handler::Events;
 use crate::client::link::{Control, framed, parse, send};
-use crate::registry::{LinkId, NewLink};
+use crate::registry::{LinkId, NewLink, Offer};
 use crate::stream::{Sending, TunnelStream};
 use crate::wire::{Announcement, Frame};
 use futures::StreamExt;
@@ -234,7 +234,11 @@ impl Served<'_> {
                 && info.names.contains(&resource.name);
             match allowed {
                 true => {
-                    accepted.insert(resource.name, resource.direct);
+                    let offer = Offer {
+                        direct: resource.direct,
+                        unhealthy: resource.unhealthy,
+                    };
+                    accepted.insert(resource.name, offer);
                 }
                 // An answer is bounded, whatever was asked.
                 false if refused.len() < 100 => {

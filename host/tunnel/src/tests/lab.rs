@@ -320,6 +320,7 @@ pub fn announcement(names: &[&str]) -> Announcement {
             .map(|n| AnnouncedResource {
                 name: (*n).to_owned(),
                 direct: false,
+                unhealthy: false,
             })
             .collect(),
         version: "0".into(),

@@ -10,6 +10,7 @@ impl Actor<'_> {
     pub(super) async fn drain(&mut self, mut parts: Parts, desired: &mut watch::Receiver<Desired>) {
         // Waited for: what it was writing must not be read half by who comes after it.
         Member::stop(&mut parts.member).await;
+        drop(parts.probes);
         let timeout = parts.spec.common.drain_timeout;
         let until = postern_membership::unix_now() + timeout.as_secs();
         self.outlet.status.send_modify(|s| {
@@ -17,6 +18,7 @@ impl Actor<'_> {
             s.reason = None;
             s.until_unix = Some(until);
             s.tunnel_rtt_ms = None;
+            s.health.clear();
         });
         if let Some(front) = parts.front {
             // By then nothing more is sent; how long the sessions take is for the tracker.

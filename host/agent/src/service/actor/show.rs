@@ -17,12 +17,16 @@ impl Actor<'_> {
             beat.rtt(rtt);
         }
         let spec = &parts.spec;
+        let health = parts.probes.report();
         let renewal_failed = holding.failed.filter(|_| holding.credentials.is_some());
         self.outlet.status.send_modify(|s| {
             s.kind.clone_from(&spec.kind);
             s.plugin = spec.plugin_label();
             s.sha256 = spec.plugin.digest().to_owned();
             s.resources = spec.names();
+            if s.health != *health {
+                s.health.clone_from(&health);
+            }
             s.sessions = parts.sessions.open();
             s.state = state;
             s.reason = reason;
