@@ -69,6 +69,15 @@ impl Package {
         name: "postgresql-contrib",
         proof: "/usr/lib/postgresql/15/bin/pgbench",
     };
+    /// `pg_regress`, and the headers that its suite's library is compiled with.
+    pub const POSTGRESQL_SERVER_DEV: Package = Package {
+        name: "postgresql-server-dev-15",
+        proof: "/usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress",
+    };
+    pub const GCC: Package = Package {
+        name: "gcc",
+        proof: "gcc",
+    };
 
     pub const DEMO: &[Package] = &[Self::SSH, Self::SFTP_SERVER, Self::IP, Self::IPTABLES];
     pub const TEST: &[Package] = &[
@@ -84,6 +93,8 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
+        Self::POSTGRESQL_SERVER_DEV,
+        Self::GCC,
     ];
     pub const BENCH: &[Package] = &[Self::SSH, Self::SSHD, Self::SFTP_SERVER];
     pub const ALL: &[Package] = &[
@@ -100,6 +111,8 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
+        Self::POSTGRESQL_SERVER_DEV,
+        Self::GCC,
     ];
 
     fn is_there(&self) -> bool {
