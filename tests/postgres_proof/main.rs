@@ -1,12 +1,11 @@
 //! The proof of PostgreSQL through Postern: nothing is lost, nothing is changed, nothing hangs. [`postgres`](../postgres.rs)
 //! beside this says what each part does; here real drivers, PostgreSQL's own tests and bad company say whether it holds.
-//!
-//! More than CI has time for: `POSTERN_REGRESS=all cargo nextest run --workspace --test postgres_proof regress`.
 
 mod audit;
+mod bad_clients;
+mod bad_servers;
 mod crowd;
 mod drivers;
-mod hostile;
 mod regress;
 mod replay;
 mod restart;

@@ -69,11 +69,7 @@ impl Package {
         name: "postgresql-contrib",
         proof: "/usr/lib/postgresql/15/bin/pgbench",
     };
-    /// `pg_regress`, and the headers that its suite's library is compiled with.
-    pub const POSTGRESQL_SERVER_DEV: Package = Package {
-        name: "postgresql-server-dev-15",
-        proof: "/usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress",
-    };
+    /// Compiles the library of PostgreSQL's regression suite.
     pub const GCC: Package = Package {
         name: "gcc",
         proof: "gcc",
@@ -93,7 +89,6 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
-        Self::POSTGRESQL_SERVER_DEV,
         Self::GCC,
     ];
     pub const BENCH: &[Package] = &[Self::SSH, Self::SSHD, Self::SFTP_SERVER];
@@ -111,7 +106,6 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
-        Self::POSTGRESQL_SERVER_DEV,
         Self::GCC,
     ];
 

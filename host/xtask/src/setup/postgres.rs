@@ -8,8 +8,9 @@ use std::process::Command;
 
 /// The server that the tests use.
 const MAJOR: &str = "15";
-/// The server's headers, for the suite's own functions in C.
-const HEADERS: &str = "/usr/include/postgresql/15/server";
+/// In the package of the server's headers: the suite's own functions in C need them. It is unpacked, not installed, since it
+/// would bring LLVM along.
+const HEADERS: &str = "usr/include/postgresql/15/server";
 
 /// A Python that has psycopg with its own libpq, asyncpg and SQLAlchemy.
 pub fn python_drivers() -> Result<PathBuf> {
@@ -52,13 +53,25 @@ fn fetched() -> Result<PathBuf> {
         "  fetching the source of postgresql-{MAJOR} into {}",
         dir.display()
     );
-    let tarball = source(work.path())?;
+    let (tarball, headers) = packages(work.path())?;
     let unpacked = work.path().join("unpacked");
     std::fs::create_dir_all(&unpacked)?;
-    let mut tar = sh::cmd("tar", &["-x", "--strip-components=4", "--wildcards", "-f"]);
+    // Not with the modes of the tarball: some of its directories are everybody's to write.
+    let options = [
+        "-x",
+        "--no-same-owner",
+        "--no-same-permissions",
+        "--strip-components=4",
+        "--wildcards",
+        "-f",
+    ];
+    let mut tar = sh::cmd("tar", &options);
     tar.arg(&tarball).arg("-C").arg(&unpacked);
     sh::output(tar.arg("*/src/test/regress"))?;
-    let mut gcc = sh::cmd("gcc", &["-shared", "-fPIC", "-O1", "-I", HEADERS, "-o"]);
+    let dev = work.path().join("dev");
+    sh::output(sh::cmd("dpkg", &["-x"]).arg(&headers).arg(&dev))?;
+    let mut gcc = sh::cmd("gcc", &["-shared", "-fPIC", "-O1", "-I"]);
+    gcc.arg(dev.join(HEADERS)).arg("-o");
     gcc.arg(unpacked.join("regress.so"))
         .arg(unpacked.join("regress.c"));
     sh::output(&mut gcc).context("compiling the suite's functions")?;
@@ -67,9 +80,9 @@ fn fetched() -> Result<PathBuf> {
     Ok(schedule)
 }
 
-/// The tarball, by apt with sources of its own: a machine rarely has `deb-src` lines, and its own lists stay as they are. The
-/// security archive is only asked second, since it may list versions that it no longer holds.
-fn source(work: &Path) -> Result<PathBuf> {
+/// The source and the server's headers, by apt with sources of its own: a machine rarely has `deb-src` lines, and its own lists
+/// stay as they are. The security archive is only asked second, since it may list versions that it no longer holds.
+fn packages(work: &Path) -> Result<(PathBuf, PathBuf)> {
     let mut why = None;
     for (uri, suite) in [
         ("http://deb.debian.org/debian", "bookworm"),
@@ -77,7 +90,7 @@ fn source(work: &Path) -> Result<PathBuf> {
     ] {
         let dir = work.join(suite);
         match fetch(&dir, uri, suite) {
-            Ok(()) => return tarball(&dir),
+            Ok(()) => return Ok((find(&dir, ".orig.tar.bz2")?, find(&dir, ".deb")?)),
             Err(e) => why = Some(e),
         }
     }
@@ -88,20 +101,23 @@ fn fetch(dir: &Path, uri: &str, suite: &str) -> Result<()> {
     for sub in ["lists/partial", "cache/archives/partial"] {
         std::fs::create_dir_all(dir.join(sub))?;
     }
-    let sources = dir.join("deb-src.sources");
+    let sources = dir.join("own.sources");
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
     std::fs::write(
         &sources,
         format!(
-            "Types: deb-src\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {keys}\n"
+            "Types: deb deb-src\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {keys}\n"
         ),
     )?;
+    // What is installed here does not matter.
+    std::fs::write(dir.join("status"), "")?;
     let apt = |args: &[&str]| -> Command {
         let mut apt = sh::cmd("apt-get", &["-qq"]);
         for (option, value) in [
             ("Dir::Etc::SourceParts", Path::new("/dev/null")),
             ("Dir::Etc::SourceList", &sources),
             ("Dir::State::Lists", &dir.join("lists")),
+            ("Dir::State::status", &dir.join("status")),
             ("Dir::Cache", &dir.join("cache")),
             // As whoever runs this: the directory is no other user's.
             ("APT::Sandbox::User", Path::new("root")),
@@ -112,13 +128,15 @@ fn fetch(dir: &Path, uri: &str, suite: &str) -> Result<()> {
         apt
     };
     sh::output(&mut apt(&["update"]))?;
-    // The signature of the index names the tarball's digest, and apt compares.
-    let package = format!("postgresql-{MAJOR}");
-    sh::output(&mut apt(&["source", "--download-only", &package])).map(drop)
+    // The index is signed and names digests, which apt compares.
+    let source = format!("postgresql-{MAJOR}");
+    sh::output(&mut apt(&["source", "--download-only", &source]))?;
+    let headers = format!("postgresql-server-dev-{MAJOR}");
+    sh::output(&mut apt(&["download", &headers])).map(drop)
 }
 
-fn tarball(dir: &Path) -> Result<PathBuf> {
-    let files = std::fs::read_dir(dir)?.flatten().map(|e| e.path());
-    let mut found = files.filter(|p| p.to_string_lossy().contains(".orig.tar."));
-    found.next().context("the source package has no .orig.tar")
+fn find(dir: &Path, end: &str) -> Result<PathBuf> {
+    let mut files = std::fs::read_dir(dir)?.flatten().map(|e| e.path());
+    let found = files.find(|p| p.to_string_lossy().ends_with(end));
+    found.with_context(|| format!("apt-get has fetched no file {end}"))
 }
