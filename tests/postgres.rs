@@ -2,139 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use postern_identity::{CaKind, TrustBundle, tls};
-use postern_tests::{
-    Agent, Cluster, Lab, Postgres, PostgresSpec, PostgresTls, Run, User, free_port, skip_unless,
-    wait,
-};
+use postern_tests::{Database, DatabaseSpec, Login, Postgres, skip_unless, wait};
 use serde_json::json;
-use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-const PASSWORD: &str = "a password with blanks";
-
-struct Setup {
-    cluster: Cluster,
-    _agent: Agent,
-    server: Postgres,
-    alice: User,
-}
-
-/// How the agent logs in at the server, and what the server wants.
-#[derive(Clone, Copy, PartialEq)]
-enum Login {
-    Certificate,
-    Scram,
-    Md5,
-    Cleartext,
-}
-
-fn setup(login: Login, role_options: serde_json::Value) -> Result<Setup> {
-    let lab = Lab::new()?;
-    let cluster = Cluster::start(&lab)?;
-    let certs = lab.join("db-certs");
-    let out = certs.display().to_string();
-    cluster.admin(&["db", "certs", "sign", "--host", "127.0.0.1", "--out", &out])?;
-    let method = match login {
-        Login::Certificate => "cert",
-        Login::Scram => "scram-sha-256",
-        Login::Md5 => "md5",
-        Login::Cleartext => "password",
-    };
-    let encryption = if login == Login::Md5 {
-        "md5"
-    } else {
-        "scram-sha-256"
-    };
-    let server = Postgres::start(
-        &lab,
-        &PostgresSpec {
-            tls: Some(PostgresTls {
-                key: certs.join("server.key"),
-                certificate: certs.join("server.crt"),
-                client_ca: Some(certs.join("ca.crt")),
-            }),
-            hba: vec![format!("hostssl all all 127.0.0.1/32 {method}")],
-            settings: vec![
-                format!("password_encryption = '{encryption}'"),
-                "log_statement = all".into(),
-            ],
-            ..PostgresSpec::default()
-        },
-    )?;
-    server.sql(
-        "postgres",
-        &format!("create user app password '{PASSWORD}'"),
-    )?;
-    server.sql("postgres", "create user other")?;
-    server.sql("postgres", "create database orders owner app")?;
-    let file = lab.file("app.password", format!("{PASSWORD}\n"))?;
-    let auth = match login {
-        Login::Certificate => String::new(),
-        _ => format!(
-            "auth = {{ method = \"password\", passwords = {{ app = {{ file = \"{}\" }} }} }}\n",
-            file.display()
-        ),
-    };
-    let service = format!(
-        "[services.db]\nplugin = \"postgres\"\n[[services.db.resources]]\nname = \"orders\"\naddress = \"{}\"\n\
-         labels = {{ env = \"test\" }}\ndirect = true\ntls = {{ mode = \"verify-full\" }}\n{auth}",
-        server.address()
-    );
-    let agent = cluster
-        .agent("db-1")
-        .no_ssh()
-        .service("postgres", &service)
-        .start()?;
-    cluster.role(&json!({
-        "name": "dba",
-        "allow": {"postgres": {"labels": {"*": ["*"]}, "db_users": ["app"], "db_names": ["orders"]}},
-        "options": role_options,
-    }))?;
-    let alice = cluster.user_with("alice", &["dba"], &[])?;
-    Ok(Setup {
-        cluster,
-        _agent: agent,
-        server,
-        alice,
-    })
-}
-
-impl Setup {
-    /// `postern db connect orders`, as this account.
-    fn connect(&self, account: &str, sql: &str) -> Result<Run> {
-        let run = self.alice.postern()?;
-        let run = run.args(["db", "connect", "orders", "--db-user", account]);
-        Ok(run.args(["--db-name", "orders", "--", "-X", "-A", "-t", "-c", sql]))
-    }
-
-    /// psql without a helper, as `postern db env` sets it up.
-    fn direct(&self) -> Result<Run> {
-        let env = self
-            .alice
-            .postern()?
-            .args(["--json", "db", "env", "orders"])
-            .ok()?;
-        let env: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&env)?;
-        let run = self.alice.place().run(&PathBuf::from("psql"));
-        let run = env.iter().fold(run, |run, (key, value)| {
-            run.env(key, value.as_str().unwrap_or_default())
-        });
-        Ok(run.args(["-X", "-A", "-t", "-U", "app", "-d", "orders"]))
-    }
-
-    fn queries(&self) -> Result<Vec<String>> {
-        let events = self.cluster.audit()?;
-        let queries = events.iter().filter(|e| e["event"] == "db.session.query");
-        Ok(queries
-            .map(|e| e["sql"].as_str().unwrap_or_default().to_owned())
-            .collect())
-    }
-}
-
 fn logs_in(login: Login) -> Result<()> {
-    let s = setup(login, json!({}))?;
+    let s = Database::start(login)?;
     let out = s
         .connect("app", "select current_user || '@' || current_database()")?
         .ok()?;
@@ -197,8 +71,8 @@ fn what_the_role_does_not_allow_is_refused_before_anything_is_dialled() -> Resul
         Postgres::is_there(),
         "no PostgreSQL (Debian: postgresql-15)"
     );
-    let s = setup(Login::Certificate, json!({}))?;
-    let before = s.server.log().matches("connection received").count();
+    let s = Database::start(Login::Certificate)?;
+    let before = s.server().log().matches("connection received").count();
     let ran = s.connect("other", "select 1")?.run()?;
     ensure!(!ran.status.success(), "{}", ran.told());
     ensure!(
@@ -208,7 +82,7 @@ fn what_the_role_does_not_allow_is_refused_before_anything_is_dialled() -> Resul
     );
     s.cluster
         .audited("session.rejected", |e| e["user"] == "alice")?;
-    ensure!(s.server.log().matches("connection received").count() == before);
+    ensure!(s.server().log().matches("connection received").count() == before);
     Ok(())
 }
 
@@ -218,15 +92,17 @@ fn without_a_helper() -> Result<()> {
         Postgres::is_there(),
         "no PostgreSQL (Debian: postgresql-15)"
     );
-    let s = setup(Login::Certificate, json!({}))?;
-    let out = s.direct()?.args(["-c", "select 40 + 2"]).ok()?;
+    let s = Database::start(Login::Certificate)?;
+    let out = s.direct("orders")?.args(["-c", "select 40 + 2"]).ok()?;
     ensure!(out.trim() == "42", "{out}");
     // Ctrl-C: psql asks for it in plaintext, on a connection of its own.
-    let query = s.direct()?.args(["-c", "select pg_sleep(60)"]);
+    let query = s.direct("orders")?.args(["-c", "select pg_sleep(60)"]);
     let sleeping = query.background(Stdio::null())?;
     wait::holds("the query to run", wait::LONG, || {
         let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and state = 'active' and usename = 'app'";
-        s.server.sql("postgres", sql).is_ok_and(|n| n.trim() == "1")
+        s.server()
+            .sql("postgres", sql)
+            .is_ok_and(|n| n.trim() == "1")
     })?;
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(sleeping.pid())?),
@@ -234,7 +110,9 @@ fn without_a_helper() -> Result<()> {
     )?;
     wait::holds("the query to be cancelled", Duration::from_secs(20), || {
         let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and state = 'active' and usename = 'app'";
-        s.server.sql("postgres", sql).is_ok_and(|n| n.trim() == "0")
+        s.server()
+            .sql("postgres", sql)
+            .is_ok_and(|n| n.trim() == "0")
     })?;
     s.cluster
         .audited("session.cancel", |e| e["resource"] == "orders")
@@ -247,33 +125,10 @@ fn through_a_port_of_this_computer_and_cancelled_there() -> Result<()> {
         Postgres::is_there(),
         "no PostgreSQL (Debian: postgresql-15)"
     );
-    let s = setup(Login::Scram, json!({}))?;
-    let port = free_port()?.to_string();
-    let _helper = s
-        .alice
-        .postern()?
-        .args(["proxy", "orders.postgres", "--port", &port])
-        .background(Stdio::null())?;
-    wait::holds("postern proxy to listen", wait::LONG, || {
-        TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap_or(0))).is_ok()
-    })?;
-    let psql = || {
-        let run = s.alice.place().run(&PathBuf::from("psql"));
-        run.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-X",
-            "-A",
-            "-t",
-            "-U",
-            "app",
-            "-d",
-            "orders",
-        ])
-    };
-    let out = psql()
+    let s = Database::start(Login::Scram)?;
+    let helper = s.helper("orders")?;
+    let out = helper
+        .psql(&s)
         .args([
             "-c",
             "create table t (n int)",
@@ -284,12 +139,13 @@ fn through_a_port_of_this_computer_and_cancelled_there() -> Result<()> {
         ])
         .ok()?;
     ensure!(out.contains("500500"), "{out}");
-    let sleeping = psql()
+    let sleeping = helper
+        .psql(&s)
         .args(["-c", "select pg_sleep(61)"])
         .background(Stdio::null())?;
     let active = |n: &str| {
         let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(61)%' and state = 'active' and usename = 'app'";
-        s.server
+        s.server()
             .sql("postgres", sql)
             .is_ok_and(|now| now.trim() == n)
     };
@@ -311,33 +167,15 @@ fn every_query_of_a_benchmark_is_on_record() -> Result<()> {
         "no PostgreSQL (Debian: postgresql-15)"
     );
     for options in [json!({}), json!({"recording": "strict"})] {
-        let s = setup(Login::Scram, options)?;
-        let port = free_port()?.to_string();
-        let _helper = s
-            .alice
-            .postern()?
-            .args(["proxy", "orders.postgres", "--port", &port])
-            .background(Stdio::null())?;
-        wait::holds("postern proxy to listen", wait::LONG, || {
-            TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap_or(0))).is_ok()
-        })?;
+        let s = DatabaseSpec::new(Login::Scram)
+            .role_options(options)
+            .start()?;
+        let helper = s.helper("orders")?;
         let script = s.alice.home.join("bench.sql");
         std::fs::write(&script, "select 7 as benchmarked;\n")?;
-        let bench = s.alice.place().run(&PathBuf::from("pgbench"));
-        let out = bench
-            .args([
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &port,
-                "-U",
-                "app",
-                "-n",
-                "-c",
-                "2",
-                "-t",
-                "500",
-            ])
+        let out = helper
+            .client(&s, "pgbench")
+            .args(["-n", "-c", "2", "-t", "500"])
             .arg("-f")
             .arg(&script)
             .arg("orders")
@@ -365,7 +203,7 @@ fn by_tls_that_comes_first() -> Result<()> {
         Postgres::is_there(),
         "no PostgreSQL (Debian: postgresql-15)"
     );
-    let s = setup(Login::Scram, json!({}))?;
+    let s = Database::start(Login::Scram)?;
     let trust: TrustBundle =
         serde_json::from_str(&std::fs::read_to_string(s.alice.home.join("trust.json"))?)?;
     let id = tls::TlsIdentity {
@@ -402,13 +240,15 @@ fn a_lock_ends_a_session_that_runs() -> Result<()> {
         Postgres::is_there(),
         "no PostgreSQL (Debian: postgresql-15)"
     );
-    let s = setup(Login::Scram, json!({}))?;
+    let s = Database::start(Login::Scram)?;
     let mut sleeping = s
         .connect("app", "select pg_sleep(62)")?
         .background(Stdio::null())?;
     let sql = "select count(*) from pg_stat_activity where query like '%pg_sleep(62)%' and state = 'active' and usename = 'app'";
     wait::holds("the query to run", wait::LONG, || {
-        s.server.sql("postgres", sql).is_ok_and(|n| n.trim() == "1")
+        s.server()
+            .sql("postgres", sql)
+            .is_ok_and(|n| n.trim() == "1")
     })?;
     s.cluster
         .admin(&["locks", "create", "user:alice", "--reason", "laptop stolen"])?;

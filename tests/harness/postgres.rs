@@ -41,7 +41,17 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Where Debian keeps the programs.
+    /// Where the server's libraries are.
+    pub fn lib_dir() -> Result<PathBuf> {
+        Ok(Self::bin_dir()?.with_file_name("lib"))
+    }
+
+    /// Where Debian keeps its programs.
+    pub fn bin_dir() -> Result<PathBuf> {
+        let postgres = Self::program("postgres")?;
+        Ok(postgres.parent().context("no directory")?.to_owned())
+    }
+
     fn program(name: &str) -> Result<PathBuf> {
         let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
             .map(|dir| dir.flatten().map(|e| e.path()).collect())

@@ -104,6 +104,16 @@ impl Run {
         self.run()?.ok()
     }
 
+    /// Starts it and goes on; what it says on stderr goes to this file.
+    pub fn background_to(mut self, stderr: std::fs::File) -> Result<Background> {
+        let what = words(&self.command);
+        self.command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let child = self.command.stderr(stderr).spawn();
+        Ok(Background {
+            child: child.with_context(|| format!("cannot start: {what}"))?,
+        })
+    }
+
     /// Starts it and goes on; [`super::Place`]'s commands die with their parent's test by [`Background`].
     pub fn background(mut self, stdout: Stdio) -> Result<Background> {
         let what = words(&self.command);

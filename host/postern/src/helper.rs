@@ -10,12 +10,16 @@ use rustls_pki_types::ServerName;
 use std::{io, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// For the TCP connection, and again for the handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 /// For the proxy's answer: it may have to wait for the agent to dial.
 const ANSWER: Duration = Duration::from_secs(20);
+/// Sessions that are being opened at a time. The proxy takes 256 connections from one address that have not said yet who they
+/// are, and closes the others without a word; an agent that dials for us may come from the same address.
+const OPENING: usize = 64;
 /// Buffers between the two sides, in bytes.
 pub const BUFFER: usize = 64 * 1024;
 
@@ -32,6 +36,7 @@ pub struct Helper {
     cluster: String,
     outer: TlsConnector,
     inner: TlsConnector,
+    opening: Semaphore,
 }
 
 impl Helper {
@@ -46,6 +51,7 @@ impl Helper {
             cluster: profile.cluster.clone(),
             outer: TlsConnector::from(config(&[b"postern-session"])?),
             inner: TlsConnector::from(config(&[])?),
+            opening: Semaphore::new(OPENING),
         })
     }
 
@@ -61,6 +67,7 @@ impl Helper {
     }
 
     async fn dial(&self, id: &ResourceId) -> Result<Outer, Failure> {
+        let _turn = self.opening.acquire().await;
         let tcp = in_time(CONNECT, TcpStream::connect(&self.proxy))
             .await
             .map_err(|e| Failure::new(format!("cannot reach the proxy {}: {e}", self.proxy)))?;

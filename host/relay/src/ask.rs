@@ -89,6 +89,8 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Run<C> {
         Ok(match meanwhile!(self, host.connect(endpoint)) {
             Ok(stream) => {
                 self.duplex.connect(stream);
+                // Who cancels says so and goes: many clients do not wait.
+                self.duplex.ignore_clients_end(endpoint == Endpoint::Cancel);
                 let needs_tls = host.needs_tls(endpoint);
                 self.asking.needs_tls(needs_tls);
                 self.start = Start::new(needs_tls);

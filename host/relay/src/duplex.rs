@@ -20,6 +20,8 @@ pub(crate) struct Duplex<C, U> {
     to_client: Flow,
     /// Whose turn it is, where both have something.
     turn: Side,
+    /// Nobody is told that the client has ended.
+    ignores_clients_end: bool,
 }
 
 /// What the driver has to look at.
@@ -44,6 +46,7 @@ where
             to_upstream: Flow::default(),
             to_client: Flow::default(),
             turn: Side::Client,
+            ignores_clients_end: false,
         }
     }
 
@@ -55,6 +58,7 @@ where
             to_upstream: Flow::native(),
             to_client: Flow::native(),
             turn: Side::Client,
+            ignores_clients_end: false,
         }
     }
 
@@ -66,6 +70,11 @@ where
     pub(crate) fn connect(&mut self, upstream: U) {
         self.upstream = Some(upstream);
         self.to_client.new_source();
+    }
+
+    /// Whether what was asked is to be done although the client has gone.
+    pub(crate) fn ignore_clients_end(&mut self, ignore: bool) {
+        self.ignores_clients_end = ignore;
     }
 
     /// Takes the upstream away, to do something with it that is not copying; give it back by [`Self::put_back`].
@@ -195,6 +204,7 @@ where
 
     fn attention_of(&mut self, side: Side) -> Option<Event> {
         let back = self.towards(side).backlog();
+        let told = side == Side::Upstream || !self.ignores_clients_end;
         let flow = self.of(side);
         if flow.native || flow.ended || flow.backlog() > SOFT || back > HARD {
             return None;
@@ -203,7 +213,7 @@ where
             // Looked at only when what passed before is out: bytes are not moved inside the buffer.
             return (flow.backlog() == 0 || flow.full()).then_some(Event::Input(side));
         }
-        flow.eof.then_some(Event::End(side))
+        (flow.eof && told).then_some(Event::End(side))
     }
 
     /// After the plugin closed: writes what is left, tells both sides, and reads on for a moment, because closing a socket

@@ -5,6 +5,7 @@ mod ansible;
 mod componentize;
 mod debian;
 mod npm;
+mod postgres;
 mod pypi;
 mod tools;
 mod wasm;
@@ -12,7 +13,8 @@ mod wasm;
 pub use ansible::ansible;
 pub use componentize::componentize_py;
 pub use debian::{Package, debian};
-pub use npm::oidc_provider;
+pub use npm::{node_postgres, oidc_provider};
+pub use postgres::{python_drivers, regression_suite};
 pub use tools::{cargo_deny, cargo_fuzz, nextest};
 pub use wasm::wasm_target;
 
@@ -27,8 +29,13 @@ pub fn everything() -> Result<()> {
         ("cargo-deny", cargo_deny()?),
         ("ansible", ansible()?),
         ("oidc-provider", oidc_provider()?),
+        ("database drivers for Python", python_drivers()?),
+        ("node-postgres", node_postgres()?),
     ] {
         eprintln!("  {name}: {}", path.display());
+    }
+    if let Some(path) = regression_suite() {
+        eprintln!("  PostgreSQL's regression suite: {}", path.display());
     }
     if let Some(path) = componentize_py() {
         eprintln!("  componentize-py: {}", path.display());

@@ -16,6 +16,8 @@ pub fn run(args: Args) -> Result<()> {
     setup::debian(setup::Package::TEST)?;
     let ansible = setup::ansible()?;
     let oidc = setup::oidc_provider()?;
+    let (python, node) = (setup::python_drivers()?, setup::node_postgres()?);
+    let suite = setup::regression_suite();
     let nextest = setup::nextest()?;
 
     sh::phase("test: plugins and programs");
@@ -37,7 +39,12 @@ pub fn run(args: Args) -> Result<()> {
     }
     test.args(&args.args)
         .env("POSTERN_TEST_ANSIBLE", ansible)
-        .env("POSTERN_TEST_OIDC_PROVIDER", oidc);
+        .env("POSTERN_TEST_OIDC_PROVIDER", oidc)
+        .env("POSTERN_TEST_DRIVERS_PYTHON", python)
+        .env("POSTERN_TEST_NODE_POSTGRES", node);
+    if let Some(suite) = suite {
+        test.env("POSTERN_TEST_PG_REGRESS", suite);
+    }
     sh::run(&mut test)?;
     if !args.args.is_empty() {
         return Ok(());

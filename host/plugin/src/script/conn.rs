@@ -3,7 +3,7 @@
 //! two, word by word.
 
 use crate::asking::Asking;
-use crate::types::{Side, Step, StepResult};
+use crate::types::{Endpoint, Side, Step, StepResult};
 
 /// Unconsumed bytes of a side that are kept.
 const LARGEST: usize = 64 << 10;
@@ -127,6 +127,8 @@ impl Conn {
         if self.closed || self.question.is_some() {
             return None;
         }
+        // Who cancels need not wait until it is done.
+        let cancels = self.asking.endpoint() == Some(Endpoint::Cancel);
         let order = [Side::Client, Side::Upstream];
         for side in [
             order[usize::from(self.second)],
@@ -143,7 +145,7 @@ impl Conn {
             let next = if half.fresh && !half.undecided.is_empty() {
                 half.fresh = false;
                 Next::Input(side, half.undecided.clone())
-            } else if half.eof {
+            } else if half.eof && !(cancels && side == Side::Client) {
                 self.ending = Some(side);
                 Next::End(side)
             } else {

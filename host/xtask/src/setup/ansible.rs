@@ -9,6 +9,7 @@ pub fn ansible() -> Result<PathBuf> {
     let program = Program {
         package: "ansible-core",
         version: "2.18.19",
+        also: &[],
         name: "ansible",
         run: "-m ansible adhoc",
         only_binary: false,

@@ -9,6 +9,7 @@ pub fn componentize_py() -> Option<PathBuf> {
     let program = Program {
         package: "componentize-py",
         version: "0.25.1",
+        also: &[],
         name: "componentize-py",
         run: "-c 'from componentize_py import script; script()'",
         only_binary: true,

@@ -69,6 +69,11 @@ impl Package {
         name: "postgresql-contrib",
         proof: "/usr/lib/postgresql/15/bin/pgbench",
     };
+    /// Compiles the library of PostgreSQL's regression suite.
+    pub const GCC: Package = Package {
+        name: "gcc",
+        proof: "gcc",
+    };
 
     /// What the benchmarks compare databases with; both are started by them.
     pub const PGBOUNCER: Package = Package {
@@ -94,6 +99,7 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
+        Self::GCC,
     ];
     pub const BENCH: &[Package] = &[
         Self::SSH,
@@ -118,6 +124,7 @@ impl Package {
         Self::NPM,
         Self::POSTGRESQL,
         Self::POSTGRESQL_CONTRIB,
+        Self::GCC,
     ];
 
     fn is_there(&self) -> bool {

@@ -10,6 +10,8 @@ pub struct Program {
     /// Its name on PyPI.
     pub package: &'static str,
     pub version: &'static str,
+    /// What else is installed beside it, as pip takes it.
+    pub also: &'static [&'static str],
     /// What the wrapper is called.
     pub name: &'static str,
     /// What Python is given to run it.
@@ -46,7 +48,7 @@ impl Program {
             pip.arg("--only-binary=:all:");
         }
         pip.arg("--target").arg(&libs);
-        sh::output(pip.arg(format!("{package}=={version}")))
+        sh::output(pip.arg(format!("{package}=={version}")).args(self.also))
             .with_context(|| format!("{package} cannot be had from PyPI"))?;
         let script = format!(
             "#!/bin/sh\nexport PYTHONPATH='{}'\nexec '{}' {} \"$@\"\n",
