@@ -28,6 +28,7 @@ const OWN: [&str; 4] = ["uid", "event", "version", "time"];
 
 /// One audit event. JSON: `{"uid","event","version","time","cluster", …}`: the fields beside the others.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "serde_json::Map<String, Value>")]
 pub struct Event {
     /// UUIDv7, the idempotency key.
     pub uid: String,
@@ -56,23 +57,29 @@ impl Event {
 
     /// Sets a field (builder style). Null values are left out; long texts are cut. A field of the event's own is
     /// not replaced: what wants its name is called `_<name>`.
-    pub fn with(mut self, key: &str, value: impl serde::Serialize) -> Self {
+    pub fn with(self, key: &str, value: impl serde::Serialize) -> Self {
         match serde_json::to_value(value) {
-            Ok(Value::Null) => {}
-            Ok(mut value) => {
-                shorten(&mut value);
-                let key = if OWN.contains(&key) {
-                    format!("_{key}")
-                } else {
-                    key.to_owned()
-                };
-                self.fields.insert(key, value);
-            }
+            Ok(value) => return self.with_value(key, value),
             // An event with a hole is worth more than none.
             Err(e) => {
                 tracing::error!(event = self.event, key, "audit field can't be written: {e}");
             }
         }
+        self
+    }
+
+    /// [`Event::with`], of a value that is JSON already.
+    pub fn with_value(mut self, key: &str, mut value: Value) -> Self {
+        if value.is_null() {
+            return self;
+        }
+        shorten(&mut value);
+        let key = if OWN.contains(&key) {
+            format!("_{key}")
+        } else {
+            key.to_owned()
+        };
+        self.fields.insert(key, value);
         self
     }
 
@@ -127,6 +134,29 @@ impl Event {
     /// A field that is a text.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.fields.get(key)?.as_str()
+    }
+}
+
+/// By hand: what serde makes of a struct with the fields beside others costs several times as much, and Auth reads every event.
+impl TryFrom<serde_json::Map<String, Value>> for Event {
+    type Error = String;
+
+    fn try_from(mut fields: serde_json::Map<String, Value>) -> Result<Self, String> {
+        let mut own = |key: &str| fields.remove(key).ok_or_else(|| format!("it has no {key}"));
+        let (uid, event, version, time) =
+            (own("uid")?, own("event")?, own("version")?, own("time")?);
+        let text = |key: &str, value| match value {
+            Value::String(text) => Ok(text),
+            _ => Err(format!("its {key} is no text")),
+        };
+        let version = version.as_u64().and_then(|n| u32::try_from(n).ok());
+        Ok(Event {
+            uid: text("uid", uid)?,
+            event: text("event", event)?,
+            version: version.ok_or("its version is no number")?,
+            time: text("time", time)?,
+            fields,
+        })
     }
 }
 

@@ -107,7 +107,7 @@ impl Recorder {
         let fields = said.fields.into_iter().take(MAX_FIELDS);
         let kept = fields.filter(|(key, _)| parameters || key != PARAMETERS);
         kept.fold(Event::new(&name), |event, (key, value)| {
-            event.with(&key, json(value))
+            event.with_value(&key, json(value))
         })
     }
 

@@ -45,6 +45,8 @@ pub struct SessionHost {
     pub made: tokio::sync::Mutex<Made>,
     pub cancel: Mutex<Cancel>,
     pub since: Instant,
+    /// What stands in all of its events.
+    pub about: OnceLock<[(&'static str, serde_json::Value); 6]>,
 }
 
 /// What is known of the connection made last.
@@ -77,13 +79,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl SessionHost {
     fn about(&self, event: Event) -> Event {
-        event
-            .with("session_id", &self.session_id)
-            .with("kind", &self.resource.id.kind)
-            .with("resource", &self.resource.id.name)
-            .with("user", &self.user.name)
-            .with("roles", &self.user.roles)
-            .with("source", &self.source)
+        // Made once: it is in every query's event.
+        let about = self.about.get_or_init(|| {
+            [
+                ("session_id", self.session_id.as_str().into()),
+                ("kind", self.resource.id.kind.as_str().into()),
+                ("resource", self.resource.id.name.as_str().into()),
+                ("user", self.user.name.as_str().into()),
+                ("roles", self.user.roles.clone().into()),
+                ("source", self.source.as_str().into()),
+            ]
+        });
+        about.iter().fold(event, |event, (key, value)| {
+            event.with_value(key, value.clone())
+        })
     }
 
     pub fn reject(&self, why: &str) {

@@ -87,6 +87,7 @@ pub async fn serve(
         made: Default::default(),
         cancel: Default::default(),
         since: Instant::now(),
+        about: OnceLock::new(),
     };
     // Before the plugin sees a byte: certificate, locks and labels (D5).
     if let Err(why) = host.decider.check(&host.user, &host.resource, &[]) {

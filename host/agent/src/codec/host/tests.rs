@@ -79,6 +79,7 @@ fn setup() -> Setup {
         made: Default::default(),
         cancel: Default::default(),
         since: Instant::now(),
+        about: OnceLock::new(),
     };
     Setup {
         host,
