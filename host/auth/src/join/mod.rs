@@ -113,6 +113,11 @@ async fn attempt(state: &Shared, ask: &Ask) -> Result<Outcome, AuthError> {
         read.proof = proof::shown(state, ask).await?;
         view.token = std::mem::take(&mut read.proof.view);
         decision = decide(ask, &view, now, state.opts.rejoin_window);
+        // The token was read after the host: another service of the host may have used it meanwhile, and the host has got by
+        // that what this one asks for.
+        if matches!(decision, Decision::Refuse(_)) {
+            unchanged(state, ask, &read).await?;
+        }
     }
     match decision {
         Decision::Refuse(refusal) => Ok(Outcome::Refused(refusal, read.host.is_some())),
@@ -140,6 +145,26 @@ async fn attempt(state: &Shared, ask: &Ask) -> Result<Outcome, AuthError> {
         }
         Decision::Issue(plan) => issue(state, ask, &read, plan).await,
     }
+}
+
+/// # Errors
+/// `Conflict`, where host or service are not as they were read.
+async fn unchanged(state: &Shared, ask: &Ask, read: &Read) -> Result<(), AuthError> {
+    let revisions = [
+        read.host.as_ref().map(|h| h.revision),
+        read.agent.as_ref().map(|a| a.revision),
+    ];
+    let keys = [
+        Host::key(&ask.host_id),
+        Agent::key(&ask.host_id, &ask.service),
+    ];
+    let now = state.kv.get_many(keys.to_vec()).await?;
+    for ((key, revision), now) in keys.into_iter().zip(revisions).zip(now) {
+        if now.map(|entry| entry.revision) != revision {
+            return Err(KvError::Conflict { key }.into());
+        }
+    }
+    Ok(())
 }
 
 async fn read(state: &Shared, ask: &Ask) -> Result<Read, AuthError> {
