@@ -1,8 +1,9 @@
 //! The decision. A [`Compiled`] holds one subject's roles with patterns compiled and templates
 //! expanded, so that asking about many resources costs no more than comparing.
 
+use crate::role::{ACCOUNT_ROLES, ACCOUNTS};
 use crate::{
-    Decision, Options, Recorded, Recording, Role, Rule, Subject, Target,
+    Automatic, Decision, Options, Recorded, Recording, Role, Rule, Subject, Target,
     pattern::{Pattern, Side, expand},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,15 +99,47 @@ impl Compiled {
         recorded
     }
 
+    /// As [`crate::automatic`].
+    pub fn automatic(&self, target: &Target<'_>, asked: &[(&str, &str)]) -> Option<Automatic> {
+        if !asked.contains(&(ACCOUNTS, self.user.as_str())) {
+            return None;
+        }
+        let denied = |role: &str| {
+            let mut deny = self.rules(target.kind, Side::Deny).map(|(_, rule)| rule);
+            deny.any(|rule| {
+                rule.selects(target, Side::Deny) && rule.names(ACCOUNT_ROLES, role, Side::Deny)
+            })
+        };
+        let (mut roles, mut afterwards, mut named) = (BTreeSet::new(), None, false);
+        for role in self.allowing(target, asked) {
+            afterwards = afterwards.max(role.options.create_db_user);
+            for rule in role.allowing(target, asked, &self.user) {
+                named |= rule.names(ACCOUNTS, &self.user, Side::Allow);
+                let values = rule.principals.get(ACCOUNT_ROLES).into_iter().flatten();
+                roles.extend(values.filter_map(Pattern::exact));
+            }
+        }
+        Some(Automatic {
+            roles: roles
+                .into_iter()
+                .filter(|role| !denied(role))
+                .map(str::to_owned)
+                .collect(),
+            afterwards: afterwards?,
+            named,
+        })
+    }
+
     /// As [`crate::allowed_principals`].
     pub fn allowed_principals(&self, kind: &str, principal: &str) -> Vec<String> {
         let mut values = BTreeSet::new();
-        for rule in self.rules(kind, Side::Allow).map(|(_, rule)| rule) {
-            if !rule.labels.is_empty() {
-                for pattern in rule.principals.get(principal).into_iter().flatten() {
-                    if let Pattern::Exact(value) = pattern {
-                        values.insert(value.clone());
-                    }
+        for role in &self.roles {
+            let rules = role.rules(kind, Side::Allow);
+            for rule in rules.filter(|rule| !rule.labels.is_empty()) {
+                let patterns = rule.principals.get(principal).into_iter().flatten();
+                values.extend(patterns.filter_map(Pattern::exact).map(str::to_owned));
+                if principal == ACCOUNTS && role.options.create_db_user.is_some() {
+                    values.insert(self.user.clone());
                 }
             }
         }
@@ -141,8 +174,8 @@ impl Compiled {
         asked: &[(&str, &str)],
     ) -> impl Iterator<Item = &CompiledRole> {
         self.roles.iter().filter(|role| {
-            let mut rules = role.rules(target.kind, Side::Allow);
-            rules.any(|rule| rule.selects(target, Side::Allow) && rule.allows(asked))
+            let mut rules = role.allowing(target, asked, &self.user);
+            rules.next().is_some()
         })
     }
 
@@ -196,6 +229,21 @@ impl Compiled {
 }
 
 impl CompiledRole {
+    /// The rules that allow everything that is asked.
+    fn allowing(
+        &self,
+        target: &Target<'_>,
+        asked: &[(&str, &str)],
+        user: &str,
+    ) -> impl Iterator<Item = &CompiledRule> {
+        let own = self.options.create_db_user.map(|_| (ACCOUNTS, user));
+        self.rules(target.kind, Side::Allow).filter(move |rule| {
+            let mut asked = asked.iter().filter(|one| Some(**one) != own);
+            rule.selects(target, Side::Allow)
+                && asked.all(|(principal, value)| rule.names(principal, value, Side::Allow))
+        })
+    }
+
     fn rules(&self, kind: &str, side: Side) -> impl Iterator<Item = &CompiledRule> {
         let rules = match side {
             Side::Allow => &self.allow,
@@ -266,13 +314,6 @@ impl CompiledRule {
                     label => target.labels.get(label).is_some_and(matches),
                 }
         })
-    }
-
-    /// Whether every question is allowed.
-    fn allows(&self, asked: &[(&str, &str)]) -> bool {
-        asked
-            .iter()
-            .all(|(principal, value)| self.names(principal, value, Side::Allow))
     }
 
     /// Whether any of the questions is denied, or the whole resource is.

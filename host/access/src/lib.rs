@@ -12,7 +12,7 @@ mod role;
 mod tests;
 
 pub use compiled::Compiled;
-pub use role::{Lock, Options, Recording, Role, RoleError, Rule};
+pub use role::{AfterSession, Lock, Options, Recording, Role, RoleError, Rule};
 
 use std::collections::BTreeMap;
 
@@ -92,6 +92,26 @@ pub struct Recorded {
 /// where any of them does.
 pub fn recorded(who: &Subject<'_>, target: &Target<'_>, asked: &[(&str, &str)]) -> Recorded {
     Compiled::for_kind(who, target.kind).recorded(target, asked)
+}
+
+/// An account of the user's own name, which a session wants to have made at a database server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Automatic {
+    /// The server's roles that it gets: sorted, each once.
+    pub roles: Vec<String>,
+    pub afterwards: AfterSession,
+    /// Some role allows an account of this name without wanting to have it made.
+    pub named: bool,
+}
+
+/// The account that is made for a session which was allowed, where it wants the user's own and a role says
+/// `create_db_user`. It gets what the `db_roles` of all roles say that allow the session, but nothing that a deny rule names.
+pub fn automatic(
+    who: &Subject<'_>,
+    target: &Target<'_>,
+    asked: &[(&str, &str)],
+) -> Option<Automatic> {
+    Compiled::for_kind(who, target.kind).automatic(target, asked)
 }
 
 /// The shortest of the roles' `max_session_ttl_secs`; the default where there are no roles.

@@ -31,6 +31,14 @@ pub(crate) enum Side {
 }
 
 impl Pattern {
+    /// The text itself, where it is one.
+    pub fn exact(&self) -> Option<&str> {
+        match self {
+            Pattern::Exact(text) => Some(text),
+            _ => None,
+        }
+    }
+
     pub fn matches(&self, value: &str, side: Side) -> bool {
         match self {
             Pattern::Any => true,
@@ -65,6 +73,14 @@ pub(crate) fn expand(text: &str, traits: &BTreeMap<String, Vec<String>>, out: &m
 /// Whether the text is acceptable in a new role.
 pub(crate) fn check(text: &str) -> Result<(), String> {
     parse(text).map(|_| ())
+}
+
+/// Whether the text stands for certain values, in a new role: what is granted has to have a name.
+pub(crate) fn check_value(text: &str) -> Result<(), String> {
+    match parse(text)? {
+        Parsed::Pattern(Pattern::Exact(_)) | Parsed::Template { .. } => Ok(()),
+        Parsed::Pattern(_) => Err("is a pattern; name one by one what is granted".into()),
+    }
 }
 
 enum Parsed<'t> {

@@ -9,8 +9,15 @@ const MAX_VALUES: usize = 256;
 /// it is refused. Kinds of third parties declare theirs in their plugin.
 const BUILT_IN: [(&str, &[&str]); 2] = [
     ("ssh", &["logins"]),
-    ("postgres", &["db_users", "db_names", "db_options"]),
+    (
+        "postgres",
+        &[ACCOUNTS, "db_names", "db_options", ACCOUNT_ROLES],
+    ),
 ];
+/// Accounts at a database server.
+pub(crate) const ACCOUNTS: &str = "db_users";
+/// Roles of the server that an account gets which is made for a user.
+pub(crate) const ACCOUNT_ROLES: &str = "db_roles";
 
 /// A named set of allow and deny rules, per kind. The kind `*` stands for every kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -61,6 +68,22 @@ pub struct Options {
     /// Whether the parameters of queries are recorded beside their text.
     #[serde(skip_serializing_if = "is_default")]
     pub record_parameters: bool,
+    /// Whether database servers get an account for the user, called like the user, for as long as there are sessions. The role
+    /// then allows that account, besides what its `db_users` allow.
+    #[serde(skip_serializing_if = "is_default")]
+    pub create_db_user: Option<AfterSession>,
+}
+
+/// What becomes of an account that was made for a user, when the last session has ended. Where roles differ: the later one here.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterSession {
+    /// It stays, without roles and without a login.
+    Keep,
+    /// It is removed.
+    Drop,
 }
 
 /// How what a session does is recorded.
@@ -86,6 +109,7 @@ impl Default for Options {
             port_forwarding: true,
             recording: Recording::BestEffort,
             record_parameters: false,
+            create_db_user: None,
         }
     }
 }
@@ -140,6 +164,12 @@ impl Role {
             for (kind, rule) in rules {
                 rule.check(kind)
                     .map_err(|what| format!("{side} {kind:?}: {what}"))?;
+                let roles = rule.principals.get(ACCOUNT_ROLES).into_iter().flatten();
+                for role in roles.filter(|_| side == "allow") {
+                    pattern::check_value(role).map_err(|what| {
+                        format!("allow {kind:?}: \"{ACCOUNT_ROLES}\": {role:?} {what}")
+                    })?;
+                }
                 if side == "allow" && rule.labels.is_empty() {
                     return Err(format!(
                         "allow {kind:?}: without labels it allows nothing; for every resource write \"labels\": {{\"*\": [\"*\"]}}"

@@ -381,6 +381,149 @@ fn validation_says_which_part() {
 }
 
 #[test]
+fn what_is_granted_has_a_name() {
+    let json = |roles: &str| {
+        format!(
+            r#"{{"name":"r","allow":{{"postgres":{{"labels":{{"*":["*"]}},"db_roles":[{roles}]}}}},"options":{{"create_db_user":"drop"}}}}"#
+        )
+    };
+    role(&json(r#""reader","{{external.team}}""#))
+        .validate()
+        .unwrap();
+    for pattern in [r#""*""#, r#""read*""#, r#""^read""#] {
+        let why = role(&json(pattern)).validate().unwrap_err().to_string();
+        assert!(why.contains("is a pattern"), "{why}");
+    }
+    let all = r#"{"name":"r","deny":{"postgres":{"db_roles":["*"]}}}"#;
+    role(all).validate().unwrap();
+    let unknown = r#"{"name":"r","options":{"create_db_user":"forget"}}"#;
+    assert!(serde_json::from_str::<Role>(unknown).is_err());
+    let written = serde_json::to_string(&role(r#"{"name":"r"}"#)).unwrap();
+    assert!(!written.contains("create_db_user"), "{written}");
+}
+
+/// Roles on postgres: name, environment, the rest of the rule, options.
+fn db_role(name: &str, env: &str, rule: &str, options: &str) -> Role {
+    role(&format!(
+        r#"{{"name":"{name}","allow":{{"postgres":{{"labels":{{"env":["{env}"]}},"db_names":["orders"]{rule}}}}},"options":{{{options}}}}}"#
+    ))
+}
+
+fn on_db<T>(roles: &[Role], env: &str, ask: impl Fn(&Subject<'_>, &Target<'_>) -> T) -> T {
+    let (traits, labels) = (
+        BTreeMap::from([("team".to_owned(), vec!["payments".to_owned()])]),
+        labels(&[("env", env)]),
+    );
+    let who = Subject {
+        user: "alice",
+        roles,
+        traits: &traits,
+    };
+    let target = Target {
+        kind: "postgres",
+        name: "db",
+        labels: &labels,
+    };
+    ask(&who, &target)
+}
+
+const OWN: [(&str, &str); 2] = [("db_users", "alice"), ("db_names", "orders")];
+
+#[test]
+fn an_account_of_ones_own_is_allowed_where_a_role_makes_it() {
+    let makes = db_role("makes", "dev", "", r#""create_db_user":"keep""#);
+    let app = db_role("app", "*", r#","db_users":["app"]"#, "");
+    let roles = [makes, app];
+    let can = |env: &str, asked: &[(&str, &str)]| {
+        on_db(&roles, env, |who, target| {
+            decide(who, target, asked).is_allow()
+        })
+    };
+    assert!(can("dev", &OWN));
+    assert!(!can("prod", &OWN), "the other role names it not");
+    assert!(!can("dev", &[("db_users", "bob"), ("db_names", "orders")]));
+    assert!(!can("dev", &[("db_users", "alice"), ("db_names", "hr")]));
+    assert!(!can("dev", &[("db_names", "alice")]), "another type");
+    assert!(can("dev", &[("db_users", "app"), ("db_names", "orders")]));
+    let listed = |env| {
+        on_db(&roles, env, |who, _| {
+            allowed_principals(who, "postgres", "db_users")
+        })
+    };
+    assert_eq!(listed("dev"), ["alice", "app"]);
+    let denied = role(r#"{"name":"no","deny":{"postgres":{"db_users":["alice"]}}}"#);
+    let with = [roles[0].clone(), denied];
+    assert!(!on_db(&with, "dev", |who, target| decide(who, target, &OWN)).is_allow());
+}
+
+#[test]
+fn an_account_gets_what_the_roles_say_that_allow_the_session() {
+    let made = |roles: &[Role], env: &str, asked: &[(&str, &str)]| {
+        on_db(roles, env, |who, target| automatic(who, target, asked))
+    };
+    let keep = r#""create_db_user":"keep""#;
+    let drop = r#""create_db_user":"drop""#;
+    let reader = db_role(
+        "a",
+        "*",
+        r#","db_roles":["reader","{{external.team}}"]"#,
+        keep,
+    );
+    let writer = db_role("b", "dev", r#","db_roles":["writer","reader"]"#, drop);
+    // It says what such accounts get, but makes none, and does not allow this one.
+    let other = db_role("c", "*", r#","db_roles":["owner"]"#, "");
+    let roles = [writer.clone(), reader.clone(), other.clone()];
+    let want = |roles: &[&str], afterwards, named| {
+        let roles = roles.iter().map(|r| (*r).to_owned()).collect();
+        Some(Automatic {
+            roles,
+            afterwards,
+            named,
+        })
+    };
+    assert_eq!(
+        made(&roles, "prod", &OWN),
+        want(&["payments", "reader"], AfterSession::Keep, false)
+    );
+    assert_eq!(
+        made(&roles, "dev", &OWN),
+        want(&["payments", "reader", "writer"], AfterSession::Drop, false)
+    );
+    assert_eq!(made(&roles, "dev", &[("db_users", "app")]), None);
+    assert_eq!(made(&[other], "dev", &OWN), None);
+    // Allowed by its name besides.
+    let named = db_role(
+        "d",
+        "*",
+        r#","db_users":["al*"],"db_roles":["auditor"]"#,
+        "",
+    );
+    assert_eq!(
+        made(&[reader.clone(), named], "dev", &OWN),
+        want(&["auditor", "payments", "reader"], AfterSession::Keep, true)
+    );
+    // What is denied is not granted; the session goes on.
+    for (deny, left) in [
+        (
+            r#"{"labels":{"env":["dev"]},"db_roles":["wr*"]}"#,
+            &["payments", "reader"][..],
+        ),
+        (r#"{"db_roles":["*"]}"#, &[]),
+        (
+            r#"{"labels":{"env":["prod"]},"db_roles":["*"]}"#,
+            &["payments", "reader", "writer"],
+        ),
+    ] {
+        let deny = role(&format!(r#"{{"name":"z","deny":{{"postgres":{deny}}}}}"#));
+        let roles = [writer.clone(), reader.clone(), deny];
+        assert_eq!(
+            made(&roles, "dev", &OWN),
+            want(left, AfterSession::Drop, false)
+        );
+    }
+}
+
+#[test]
 fn locks_expire() {
     let lock = |expires_unix| Lock {
         target: "user:a".into(),

@@ -1,7 +1,7 @@
 //! The one place where this host says yes or no (D5): locks, then roles and labels,
 //! from the cached snapshot.
 
-use postern_access::{Decision, Recorded, Subject, Target};
+use postern_access::{Automatic, Decision, Recorded, Subject, Target};
 use postern_config::{LockMode, UpstreamAdmin, UpstreamAuth, UpstreamTls};
 use postern_identity::{ResourceId, TrustBundle, UserIdentity};
 use postern_membership::{Cache, Snapshot};
@@ -23,6 +23,18 @@ pub struct Offered {
     pub tls: Option<UpstreamTls>,
     pub auth: UpstreamAuth,
     pub admin: Option<UpstreamAdmin>,
+}
+
+impl Offered {
+    /// What is dialled for it; `service` is for the words.
+    pub fn address(&self, service: &str) -> Result<&str, String> {
+        self.address.as_deref().ok_or_else(|| {
+            format!(
+                "resource {:?} has no address; set it in [[services.{service}.resources]]",
+                self.id.name
+            )
+        })
+    }
 }
 
 /// Decides for one service of this host.
@@ -105,23 +117,57 @@ impl Decider {
         postern_access::recorded(&subject(user, &roles), &target(resource), asked)
     }
 
+    /// The account of the user's own that a session which was allowed wants to have made.
+    pub fn automatic(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+    ) -> Option<Automatic> {
+        let roles = self.snapshot().roles(&user.roles);
+        postern_access::automatic(&subject(user, &roles), &target(resource), asked)
+    }
+
+    /// What `made` was given is still to be given to it.
+    fn still(
+        &self,
+        user: &UserIdentity,
+        resource: &Offered,
+        asked: &[(&str, &str)],
+        made: &Automatic,
+    ) -> Result<(), String> {
+        let now = self.automatic(user, resource, asked);
+        let granted = now.map_or_else(Vec::new, |now| now.roles);
+        match made.roles.iter().find(|role| !granted.contains(role)) {
+            Some(role) => Err(format!(
+                "the roles of {} no longer give db role {role:?} to the account of that name",
+                user.name
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub fn may_forward(&self, user: &UserIdentity, resource: &Offered) -> bool {
         let roles = self.snapshot().roles(&user.roles);
         postern_access::may_forward(&subject(user, &roles), &target(resource))
     }
 
-    /// Resolves when what was allowed is allowed no longer (a lock, a changed role); for sessions that are
-    /// already running. An old cache alone ends nothing, not even with `lock_mode = "strict"`.
+    /// Resolves when what was allowed is allowed no longer (a lock, a changed role), or what an account was given that was made
+    /// for it; for sessions that are already running. An old cache alone ends nothing, not even with
+    /// `lock_mode = "strict"`.
     pub async fn until_refused(
         &self,
         user: &UserIdentity,
         resource: &Offered,
         asked: &[(&str, &str)],
+        made: Option<&Automatic>,
     ) -> String {
         let mut cache = self.cache.clone();
         loop {
             cache.borrow_and_update();
-            if let Err(why) = self.verdict(user, resource, asked) {
+            let verdict = self.verdict(user, resource, asked);
+            let still = || made.map_or(Ok(()), |made| self.still(user, resource, asked, made));
+            if let Err(why) = verdict.and_then(|_| still()) {
                 return why;
             }
             if cache.changed().await.is_err() {

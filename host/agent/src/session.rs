@@ -71,10 +71,12 @@ impl Sessions {
             host_id: served.decider.host_id.clone(),
             service: served.decider.service.clone(),
         };
+        let (served, tracker) = (watch::Sender::new(Arc::new(served)), TaskTracker::new());
+        tokio::spawn(codec::accounts::rounds(served.subscribe(), tracker.clone()));
         Sessions {
             cancels: Arc::new(Cancels::new(identity.cancel_route())),
-            served: watch::Sender::new(Arc::new(served)),
-            tracker: TaskTracker::new(),
+            served,
+            tracker,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             open: Arc::default(),
             ended: Arc::default(),
@@ -181,7 +183,7 @@ impl Sessions {
         handshake: Option<OwnedSemaphorePermit>,
     ) {
         let (cut, ended) = (self.cut.clone(), self.ended.clone());
-        let cancels = self.cancels.clone();
+        let (cancels, tracker) = (self.cancels.clone(), self.tracker.clone());
         let slots = Slots {
             open: self.open.clone(),
             max: served.options.limits.max_sessions,
@@ -193,7 +195,9 @@ impl Sessions {
             let session = async {
                 match served.plugin.description().world {
                     World::Ssh => ssh::serve(&served, arrival, slots).await,
-                    World::Codec => codec::serve(&served, arrival, cancels, slots, handshake).await,
+                    World::Codec => {
+                        codec::serve(&served, arrival, cancels, &tracker, slots, handshake).await
+                    }
                 }
             };
             let outcome = tokio::select! {

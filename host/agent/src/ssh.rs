@@ -78,7 +78,9 @@ impl AgentGate {
         loop {
             if let Some((user, login)) = self.admitted.get() {
                 let asked = [("logins", login.as_str())];
-                let refused = self.decider.until_refused(user, &self.resource, &asked);
+                let refused = self
+                    .decider
+                    .until_refused(user, &self.resource, &asked, None);
                 return refused.await;
             }
             if cache.changed().await.is_err() {

@@ -241,6 +241,8 @@ pub mod names {
     pub const SESSION_CANCEL: &str = "session.cancel";
     /// A session was refused (`reason`).
     pub const SESSION_REJECTED: &str = "session.rejected";
+    /// What an account was given that was made for a user could not be taken back (`account`, `reason`); it is tried again.
+    pub const ACCOUNT_LEFT: &str = "account.left";
     /// A command was run in an SSH session.
     pub const EXEC: &str = "exec";
     /// A port was forwarded, or that was refused.

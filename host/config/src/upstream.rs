@@ -68,6 +68,13 @@ pub struct UpstreamAdmin {
     pub user: String,
     /// Its password.
     pub password: SecretSource,
+    /// The database that it logs in at: every agent of this server has to name the same one, and users had better have none of it.
+    #[serde(default = "database")]
+    pub database: String,
+}
+
+fn database() -> String {
+    "postgres".to_owned()
 }
 
 /// Why there is no secret.

@@ -390,6 +390,17 @@ impl Check {
                 self.wrong(at.clone(), format!("{} must not be empty", key(&at)));
                 at.pop();
             }
+            if admin.database.is_empty() {
+                at.push("database".into());
+                self.wrong(at.clone(), format!("{} must not be empty", key(&at)));
+                at.pop();
+            }
+            if matches!(resource.auth, Some(UpstreamAuth::Password { .. })) {
+                self.wrong(
+                    at.clone(),
+                    format!("{} makes accounts, which have no password; remove auth, so that the agent logs in by certificate, or remove admin", key(&at)),
+                );
+            }
             at.push("password".into());
             self.secret(&admin.password, at);
         }

@@ -18,6 +18,8 @@ const WITHOUT_TLS: &str =
 /// What one connection's plugin has asked, and been answered.
 #[derive(Debug, Default)]
 pub struct Asking {
+    /// It has a task of `accounts-service`, and no connection of a user.
+    task: bool,
     authorized: bool,
     denied: bool,
     /// What it is connected to.
@@ -35,6 +37,14 @@ pub struct Asking {
 }
 
 impl Asking {
+    /// For a task of `accounts-service`.
+    pub fn of_task() -> Self {
+        Asking {
+            task: true,
+            ..Asking::default()
+        }
+    }
+
     /// What the plugin is connected to.
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint
@@ -90,6 +100,9 @@ impl Asking {
         }
         match question {
             Step::Connect(endpoint) => self.may_connect(*endpoint),
+            Step::Authorize(_) | Step::OfferCancel(..) | Step::FindCancel(_) if self.task => {
+                Err("a question of a user's connection in a task")
+            }
             _ if self.cancel == Some(true) && !matches!(question, Step::StartTls(_)) => {
                 Err("after a find-cancel that found a session, only connect(cancel) may be asked")
             }
@@ -123,17 +136,22 @@ impl Asking {
 
     fn may_connect(&self, to: Endpoint) -> Result<(), &'static str> {
         match (to, self.endpoint) {
+            (Endpoint::Admin, None) if self.task => Ok(()),
+            (Endpoint::Admin, Some(_)) if self.task => Err("connect, but it is connected already"),
+            (_, _) if self.task => Err("connect to another endpoint than Admin in a task"),
+            (Endpoint::Admin, _) => {
+                Err("connect to the endpoint Admin, which is for tasks of accounts-service only")
+            }
             (Endpoint::Cancel, _) if self.cancel != Some(true) => {
                 Err("connect to the endpoint Cancel without a find-cancel that found a session")
             }
-            (Endpoint::Main | Endpoint::Admin, _) if self.cancel == Some(true) => {
+            (Endpoint::Main, _) if self.cancel == Some(true) => {
                 Err("after a find-cancel that found a session, only connect(cancel) may be asked")
             }
-            (Endpoint::Main | Endpoint::Admin, _) if !self.authorized || self.denied => {
+            (Endpoint::Main, _) if !self.authorized || self.denied => {
                 Err("connect without an authorize that was allowed, or after one that was denied")
             }
-            // What the administrator had to do first is done.
-            (Endpoint::Main, Some(Endpoint::Admin)) | (_, None) => Ok(()),
+            (_, None) => Ok(()),
             (_, Some(_)) => Err("connect, but it is connected already"),
         }
     }

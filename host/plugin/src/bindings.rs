@@ -25,6 +25,15 @@ pub(crate) mod codec {
     });
 }
 
+/// Beside `codec`, of one and the same component.
+pub(crate) mod accounts {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "accounts",
+        exports: { default: async },
+    });
+}
+
 pub(crate) mod ssh {
     wasmtime::component::bindgen!({
         path: "../../wit",
@@ -38,6 +47,7 @@ pub(crate) mod ssh {
     });
 }
 
+use accounts::exports::postern::plugin::accounts_service as wit_accounts;
 use base::exports::postern::plugin::manifest;
 use base::postern::plugin::{clock, log};
 use codec::exports::postern::plugin::codec_service as wit_codec;
@@ -178,6 +188,30 @@ pub(crate) fn wit_result(r: types::StepResult) -> wit_codec::StepResult {
         S::CancelKey(key) => W::CancelKey(key),
         S::CancelFound(key) => W::CancelFound(key),
         S::CancelUnknown => W::CancelUnknown,
+    }
+}
+
+pub(crate) fn wit_administrator(a: &types::Administrator) -> wit_accounts::Administrator {
+    wit_accounts::Administrator {
+        user: a.user.clone(),
+        database: a.database.clone(),
+    }
+}
+
+pub(crate) fn wit_task(task: types::Task) -> wit_accounts::Task {
+    use types::Task as S;
+    use wit_accounts::Task as W;
+    match task {
+        S::Admit(account) => W::Admit(wit_accounts::Account {
+            name: account.name,
+            roles: account.roles,
+            afterwards: match account.afterwards {
+                types::Afterwards::Keep => wit_accounts::Afterwards::Keep,
+                types::Afterwards::Drop => wit_accounts::Afterwards::Drop,
+            },
+        }),
+        S::Dismiss { account, key } => W::Dismiss(wit_accounts::Departure { account, key }),
+        S::Sweep => W::Sweep,
     }
 }
 

@@ -1,9 +1,10 @@
 //! World `codec`: one connection's instance.
 
-use crate::bindings::{self, codec as world};
+use crate::asking::Asking;
+use crate::bindings::{self, accounts, codec as world};
 use crate::error::{Cause, PluginError};
 use crate::instance::{Live, call};
-use crate::types::{Endpoint, Side, Step, StepResult};
+use crate::types::{Administrator, Endpoint, Side, Step, StepResult, Task};
 use wasmtime::component::ResourceAny;
 
 /// Steps in one answer.
@@ -16,6 +17,8 @@ pub struct Codec {
     live: Live,
     bindings: world::Codec,
     machine: ResourceAny,
+    /// It has a task, and no connection of a user.
+    task: bool,
 }
 
 impl Codec {
@@ -34,7 +37,44 @@ impl Codec {
             live,
             bindings,
             machine,
+            task: false,
         })
+    }
+
+    /// As [`Codec::start`], for a task in the place of a connection.
+    pub(crate) async fn start_task(
+        mut live: Live,
+        pre: &world::CodecPre<crate::instance::Ctx>,
+        settings: &str,
+        (admin, task): (&Administrator, Task),
+    ) -> Result<Self, PluginError> {
+        let admin = bindings::wit_administrator(admin);
+        let task = bindings::wit_task(task);
+        let (bindings, machine) = call!(&mut live, "begin", |store| async {
+            let instance = pre.instance_pre().instantiate_async(&mut *store).await?;
+            let accounts = accounts::Accounts::new(&mut *store, &instance)?;
+            let accounts = accounts.postern_plugin_accounts_service();
+            accounts.call_begin(&mut *store, &admin, &task).await?;
+            let bindings = world::Codec::new(&mut *store, &instance)?;
+            let service = bindings.postern_plugin_codec_service();
+            let machine = service.machine().call_constructor(store, settings).await?;
+            wasmtime::Result::Ok((bindings, machine))
+        })?;
+        Ok(Codec {
+            live,
+            bindings,
+            machine,
+            task: true,
+        })
+    }
+
+    /// The rules for what it may ask.
+    pub fn asking(&self) -> Asking {
+        if self.task {
+            Asking::of_task()
+        } else {
+            Asking::default()
+        }
     }
 
     /// The connection is there.

@@ -1,6 +1,8 @@
 //! From a file to a [`Plugin`]: read, trust, pin, compile, link, ask who it is.
 
-use crate::bindings::{self, base, codec as codec_world, ssh as ssh_world};
+use crate::bindings::{
+    self, accounts as accounts_world, base, codec as codec_world, ssh as ssh_world,
+};
 use crate::cache::{Cache, sha256};
 use crate::compile::Urgency;
 use crate::engine::Engines;
@@ -20,6 +22,9 @@ use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
 /// Largest component that is read, bytes. (A Python one is about 40 MB.)
 const MAX_COMPONENT: u64 = 128 << 20;
+/// What a plugin of world `codec` may export besides.
+const ACCOUNTS: &str = "accounts-service";
+
 /// Engines, cache and CPU ticker: what plugins are loaded with. One per process, owned by whoever starts services.
 pub struct Runtime {
     shared: Arc<Shared>,
@@ -130,6 +135,7 @@ impl Runtime {
             loaded: Arc::new(loaded(&version, description)),
             base: ready.base.clone(),
             service: ready.service.clone(),
+            accounts: ready.accounts,
         })))
     }
 }
@@ -142,6 +148,7 @@ struct Ready {
     world: World,
     base: base::BasePre<Ctx>,
     service: Service,
+    accounts: bool,
 }
 
 impl Shared {
@@ -168,11 +175,16 @@ impl Shared {
                 "needs something that no plugin gets ({e:#}): plugins import nothing but log and clock of {PACKAGE}*@{VERSION} and WASI 0.2 as far as a standard library needs it"
             ),
         })?;
-        let (base, service) = link(world, pre).map_err(|e| Cause::MissingExport {
+        let lacks = |service: &str, e: &wasmtime::Error| Cause::MissingExport {
             file: file.clone(),
-            export: format!("a part of {PACKAGE}{}@{VERSION}", service_name(world)),
+            export: format!("a part of {PACKAGE}{service}@{VERSION}"),
             help: format!("{}; build it against this version's wit/", e.root_cause()),
-        })?;
+        };
+        let accounts = exports.contains(&format!("{PACKAGE}{ACCOUNTS}@{VERSION}"));
+        if accounts {
+            accounts_world::AccountsPre::new(pre.clone()).map_err(|e| lacks(ACCOUNTS, &e))?;
+        }
+        let (base, service) = link(world, pre).map_err(|e| lacks(service_name(world), &e))?;
         Ok(Ready {
             file,
             digest,
@@ -180,6 +192,7 @@ impl Shared {
             world,
             base,
             service,
+            accounts,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::logging::Limiter;
 use crate::metrics::Metrics;
 use crate::ssh::SshGuard;
 use crate::ticker::Ticker;
-use crate::types::{Description, Limits, SshSessionInfo, World};
+use crate::types::{Administrator, Description, Endpoint, Limits, SshSessionInfo, Task, World};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -20,6 +20,8 @@ pub(crate) struct Parts {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) base: base::BasePre<Ctx>,
     pub(crate) service: Service,
+    /// It exports `accounts-service`.
+    pub(crate) accounts: bool,
 }
 
 /// What can be instantiated, by world.
@@ -176,6 +178,32 @@ impl Plugin {
         match &self.0.service {
             Service::Codec(pre) => Codec::start(live, pre, settings_json).await,
             Service::Ssh(_) => Err(self.wrong_world(World::Codec)),
+        }
+    }
+
+    /// Whether it makes accounts for users: see [`Plugin::task`].
+    pub fn makes_accounts(&self) -> bool {
+        let endpoints = &self.description().wants.endpoints;
+        self.0.accounts && endpoints.contains(&Endpoint::Admin)
+    }
+
+    /// A fresh instance for work on a server's accounts, as [`Plugin::codec`]; for plugins that make accounts.
+    pub async fn task(
+        &self,
+        settings_json: &str,
+        session: &str,
+        admin: &Administrator,
+        task: Task,
+    ) -> Result<Codec, PluginError> {
+        let live = Live::new(self.0.loaded.clone(), session);
+        match &self.0.service {
+            Service::Codec(pre) if self.0.accounts => {
+                Codec::start_task(live, pre, settings_json, (admin, task)).await
+            }
+            _ => {
+                let why = "makes no accounts: it does not export accounts-service".to_owned();
+                Err(live.error(Cause::Contract { why }))
+            }
         }
     }
 

@@ -148,6 +148,40 @@ pub struct Wants {
     pub body_filters: bool,
 }
 
+/// The administrator of a server, for a [`Task`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Administrator {
+    pub user: String,
+    pub database: String,
+}
+
+/// Work on the accounts of a server; see `wit/accounts.wit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    Admit(Account),
+    Dismiss {
+        account: String,
+        /// The upstream's key of the session that has ended, if it came so far.
+        key: Option<Vec<u8>>,
+    },
+    Sweep,
+}
+
+/// An account as a session needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub name: String,
+    pub roles: Vec<String>,
+    pub afterwards: Afterwards,
+}
+
+/// What becomes of an account that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    Keep,
+    Drop,
+}
+
 /// One end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {

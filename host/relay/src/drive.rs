@@ -23,8 +23,8 @@ pub async fn run_codec(
 ) -> Result<RelayStats, RelayError> {
     let mut run = Run {
         duplex: Duplex::guarded(client),
+        asking: codec.asking(),
         codec,
-        asking: Asking::default(),
         start: Start::default(),
         ending: None,
     };

@@ -88,14 +88,33 @@ impl Ran {
     }
 }
 
-/// Runs the questions. Every upstream says `early` at once, and then reads to its end.
+/// Runs the questions, of a session or a task. Every upstream says `early` at once, and then reads to its end.
 async fn ran(change: impl FnOnce(&mut Host), ask: &[&str], early: &'static [u8]) -> Ran {
+    ran_for(None, change, ask, early).await
+}
+
+async fn ran_for(
+    task: Option<Task>,
+    change: impl FnOnce(&mut Host),
+    ask: &[&str],
+    early: &'static [u8],
+) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let rt = runtime(dir.path());
     let source = PluginSource::file("asker", guest("asker"));
     let plugin = rt.load(&source, Limits::default()).await.unwrap();
     let settings = serde_json::json!({ "ask": ask }).to_string();
-    let codec = plugin.codec(&settings, "s").await.unwrap();
+    let codec = match task {
+        None => plugin.codec(&settings, "s").await.unwrap(),
+        Some(task) => {
+            assert!(plugin.makes_accounts());
+            let admin = Administrator {
+                user: "app".into(),
+                database: "postgres".into(),
+            };
+            plugin.task(&settings, "s", &admin, task).await.unwrap()
+        }
+    };
     let (dialled, mut upstreams) = mpsc::channel(8);
     let mut host = Host {
         dialled,
@@ -257,18 +276,49 @@ async fn a_cancel_connection_may_do_that_alone() {
 }
 
 #[tokio::test]
-async fn the_administrators_connection_gives_way_to_the_users() {
-    let ask = [
-        "authorize app",
-        "connect admin",
-        "request-tls",
-        "connect main",
-    ];
-    let ran = ran(|_| {}, &ask, b"S").await;
-    assert_eq!(ran.told, "authorized\nconnected\ntls\nconnected\n");
-    let ends: Vec<_> = ran.upstreams.iter().map(|(e, b)| (*e, b.len())).collect();
-    assert_eq!(ends[0], (Endpoint::Admin, 4));
-    assert_eq!(ends[1].0, Endpoint::Main);
+async fn the_administrator_is_out_of_reach_of_a_session() {
+    for ask in [&["authorize app", "connect admin"][..], &["connect admin"]] {
+        ran(|_| {}, ask, b"").await.broke("for tasks");
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_done_as_the_administrator() {
+    let account = Account {
+        name: "alice".into(),
+        roles: vec!["reader".into()],
+        afterwards: Afterwards::Drop,
+    };
+    let key = Some(b"theirkey".to_vec());
+    let departure = Task::Dismiss {
+        account: "alice".into(),
+        key,
+    };
+    for (task, told) in [
+        (
+            Task::Admit(account),
+            r#"Task::Admit(Account { name: "alice", roles: ["reader"], afterwards: Afterwards::Drop })"#,
+        ),
+        (
+            departure,
+            r#"Task::Dismiss(Departure { account: "alice", key: "#,
+        ),
+        (Task::Sweep, "Task::Sweep"),
+    ] {
+        let ask = ["connect admin", "request-tls", "answer app", "secret app"];
+        let ran = ran_for(Some(task), |_| {}, &ask, b"S").await;
+        let (first, rest) = ran.told.split_once('\n').unwrap();
+        assert!(
+            first.starts_with(&format!("app at postgres: {told}")),
+            "{first}"
+        );
+        assert_eq!(rest, "connected\ntls\nsolved\nsent\n");
+        assert_eq!(ran.upstreams[0].0, Endpoint::Admin);
+    }
+    for ask in ["connect main", "authorize app", "find ourskey8"] {
+        let ran = ran_for(Some(Task::Sweep), |_| {}, &[ask], b"").await;
+        ran.broke("in a task");
+    }
 }
 
 #[tokio::test]

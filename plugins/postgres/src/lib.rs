@@ -5,6 +5,7 @@
 //! is asked is put on record (`session`). A request to cancel comes on a connection of its own and has one.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod audit;
 mod lexer;
 mod login;
@@ -18,10 +19,12 @@ mod statements;
 mod testing;
 mod wire;
 
+use accounts::Work;
 use login::{Login, Next};
+use postern_sdk::accounts::{Administrator, Task};
 use postern_sdk::codec::{Codec, Step, StepResult};
 use postern_sdk::input::{Input, Rest};
-use postern_sdk::{Endpoint, Manifest, Side, Wants, export_codec};
+use postern_sdk::{Endpoint, Manifest, Side, Wants, export_accounts, export_codec};
 use session::Session;
 use settings::{PostgresSettings, UpstreamTls};
 use startup::{First, Refused, Startup};
@@ -32,6 +35,8 @@ pub struct Postgres {
     upstream_tls: UpstreamTls,
     phase: Phase,
     session: Session,
+    /// There is no client, but something to be done as the administrator.
+    work: Option<Box<Work>>,
     /// Of messages that pass in parts.
     from_client: Rest,
     from_server: Rest,
@@ -54,6 +59,8 @@ enum Phase {
     StartingTls(Goal),
     Login(Login),
     Session,
+    /// The administrator is logged in.
+    Accounts,
     /// The request is sent; the server closes when it has done it.
     Cancelling,
     Over,
@@ -74,6 +81,7 @@ enum Goal {
     Session(Startup),
     /// With the server's key.
     Cancel(Vec<u8>),
+    Accounts,
 }
 
 /// Could not reach the server, or not agree with it.
@@ -93,10 +101,14 @@ impl Codec for Postgres {
                 ("db_users", "database user that the session logs in as"),
                 ("db_names", "database that it uses"),
                 ("db_options", "what else it may: replication"),
+                (
+                    "db_roles",
+                    "the server's roles that an account gets which is made for the user",
+                ),
             ],
             settings_schema: include_str!("settings.schema.json"),
             wants: Wants {
-                endpoints: &[Endpoint::Main, Endpoint::Cancel],
+                endpoints: &[Endpoint::Main, Endpoint::Cancel, Endpoint::Admin],
                 start_tls: true,
                 challenges: &[login::SCRAM, login::MD5],
                 send_secret: true,
@@ -113,13 +125,26 @@ impl Codec for Postgres {
                 gss: false,
             },
             session: Session::new(settings.parameters),
+            work: None,
             from_client: Rest::default(),
             from_server: Rest::default(),
         }
     }
 
+    fn on_task(&mut self, admin: Administrator, task: Task) -> Vec<Step> {
+        match Work::new(admin, task) {
+            Ok(work) => {
+                self.work = Some(Box::new(work));
+                self.phase = Phase::Connecting(Goal::Accounts);
+                vec![Step::Connect(Endpoint::Admin)]
+            }
+            Err(why) => vec![Step::Close(Some(why))],
+        }
+    }
+
     fn on_input(&mut self, side: Side, data: &[u8]) -> Vec<Step> {
         match (side, &mut self.phase) {
+            (Side::Client, _) if self.work.is_some() => vec![Step::Skip(data.len() as u32)],
             (Side::Client, Phase::Start { .. }) => self.start(data),
             (Side::Client, phase) if phase.is_session() => {
                 let mut input = Input::new(data, &mut self.from_client);
@@ -130,7 +155,9 @@ impl Codec for Postgres {
             (Side::Client, Phase::Cancelling | Phase::Over) => vec![Step::Skip(data.len() as u32)],
             (Side::Client, _) => self.too_early(data),
             (Side::Upstream, Phase::OfferingTls(_)) => self.tls_offered(data),
-            (Side::Upstream, Phase::Login(_) | Phase::Session) => self.server(data),
+            (Side::Upstream, Phase::Login(_) | Phase::Session | Phase::Accounts) => {
+                self.server(data)
+            }
             (Side::Upstream, _) => vec![Step::Skip(data.len() as u32)],
         }
     }
@@ -178,6 +205,13 @@ impl Codec for Postgres {
     }
 
     fn on_close(&mut self, side: Side) -> Vec<Step> {
+        if let Some(work) = &mut self.work {
+            self.phase = Phase::Over;
+            return match side {
+                Side::Client => work.released(),
+                Side::Upstream => work.cut(),
+            };
+        }
         match (side, std::mem::replace(&mut self.phase, Phase::Over)) {
             (
                 Side::Upstream,
@@ -298,6 +332,13 @@ impl Postgres {
                 self.phase = Phase::Cancelling;
                 vec![Step::ToUpstream(startup::cancel_request(&key))]
             }
+            Goal::Accounts => match &self.work {
+                Some(work) => {
+                    self.phase = Phase::Login(Login::of_administrator(work.user()));
+                    vec![Step::ToUpstream(work.startup())]
+                }
+                None => vec![],
+            },
         }
     }
 
@@ -307,11 +348,20 @@ impl Postgres {
         if let Phase::Login(login) = &mut self.phase {
             match login.server(&mut input) {
                 Ok(Next::Wait) => return input.end(),
-                Ok(Next::Session) => self.phase = Phase::Session,
+                Ok(Next::Session) => match &mut self.work {
+                    Some(work) => {
+                        input.push(work.begin());
+                        self.phase = Phase::Accounts;
+                    }
+                    None => self.phase = Phase::Session,
+                },
                 Err(broken) => read = Err(broken),
             }
         }
-        let read = read.and_then(|()| self.session.server(&mut input));
+        let read = read.and_then(|()| match &mut self.work {
+            Some(work) => work.server(&mut input),
+            None => self.session.server(&mut input),
+        });
         let steps = input.end();
         self.or_broken(read, steps)
     }
@@ -319,7 +369,7 @@ impl Postgres {
     /// What was read is carried out; where one side broke the protocol, that is the end.
     fn or_broken(&mut self, read: Result<(), Broken>, mut steps: Vec<Step>) -> Vec<Step> {
         if let Err(Broken(why)) = read {
-            if self.phase.is_session() {
+            if self.phase.is_session() && self.work.is_none() {
                 steps.extend(self.session.end().map(Step::Event));
             }
             steps.extend(self.refuse(BROKEN, why));
@@ -331,7 +381,7 @@ impl Postgres {
     fn no_server(&mut self, goal: &Goal, why: String) -> Vec<Step> {
         match goal {
             Goal::Session(_) => self.refuse(NO_CONNECTION, why),
-            Goal::Cancel(_) => vec![Step::Close(Some(why))],
+            Goal::Cancel(_) | Goal::Accounts => vec![Step::Close(Some(why))],
         }
     }
 
@@ -339,7 +389,7 @@ impl Postgres {
     fn refuse(&mut self, sqlstate: &str, why: String) -> Vec<Step> {
         self.phase = Phase::Over;
         let mut steps = Vec::new();
-        if !self.from_server.is_open() {
+        if !self.from_server.is_open() && self.work.is_none() {
             steps.push(Step::ToClient(wire::fatal(sqlstate, &why)));
         }
         steps.push(Step::Close(Some(why)));
@@ -348,6 +398,7 @@ impl Postgres {
 }
 
 export_codec!(Postgres);
+export_accounts!();
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! From the startup message to the first ReadyForQuery. The client has been let in by Postern; towards the server the host answers
 //! for it, so that the client sees only that all is well.
 
+use crate::accounts::Failure;
 use crate::audit;
 use crate::startup::{LONGEST_KEY, Startup};
 use crate::wire::{self, Broken, HEAD};
@@ -17,6 +18,8 @@ pub const MD5: &str = "md5-postgres";
 #[derive(Debug)]
 pub struct Login {
     user: String,
+    /// There is no client that could see anything of it.
+    unseen: bool,
     /// Of protocol 3, as negotiated.
     minor: u16,
     asked: Option<Asked>,
@@ -50,9 +53,19 @@ pub enum Next {
 
 impl Login {
     pub fn new(startup: &Startup) -> Self {
+        Self::of(&startup.user, startup.minor, false)
+    }
+
+    /// As the administrator, without a client.
+    pub fn of_administrator(user: &str) -> Self {
+        Self::of(user, 0, true)
+    }
+
+    fn of(user: &str, minor: u16, unseen: bool) -> Self {
         Login {
-            user: startup.user.clone(),
-            minor: startup.minor,
+            user: user.to_owned(),
+            unseen,
+            minor,
             asked: None,
             unproved: false,
             authenticated: false,
@@ -82,7 +95,7 @@ impl Login {
                         continue;
                     }
                 }
-                (b'K', true) => {
+                (b'K', true) if !self.unseen => {
                     input.skip(head.len);
                     if (8..=LONGEST_KEY).contains(&body.len()) {
                         // Before 3.2 keys had one length.
@@ -102,6 +115,13 @@ impl Login {
                     let newest = wire::u32_of(body).map_or(0, |(n, _)| n as u16);
                     self.minor = self.minor.min(newest);
                 }
+                (b'E', _) if self.unseen => {
+                    return Err(Broken(format!(
+                        "the database server refused the administrator {:?}: {}",
+                        self.user,
+                        Failure::read(body)
+                    )));
+                }
                 (b'E', _) => {
                     self.refused = Some(
                         wire::error_field(body, b'C')
@@ -111,7 +131,7 @@ impl Login {
                     input.event(audit::error(body, None));
                 }
                 (b'Z', true) => {
-                    input.pass(head.len);
+                    self.show(input, head.len);
                     return Ok(Next::Session);
                 }
                 (b'N' | b'S', _) | (_, true) => {}
@@ -122,9 +142,17 @@ impl Login {
                     )));
                 }
             }
-            input.pass(head.len);
+            self.show(input, head.len);
         }
         Ok(Next::Wait)
+    }
+
+    fn show(&self, input: &mut Input<'_>, len: usize) {
+        if self.unseen {
+            input.skip(len);
+        } else {
+            input.pass(len);
+        }
     }
 
     /// An authentication request. `None` with `authenticated` set: the client may see it.

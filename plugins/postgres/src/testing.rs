@@ -3,6 +3,7 @@
 use crate::Postgres;
 use crate::settings::PostgresSettings;
 use crate::wire;
+use postern_sdk::accounts::{Administrator, Task};
 use postern_sdk::codec::{Codec, Step, StepResult};
 use postern_sdk::{AuditEvent, Side};
 
@@ -49,7 +50,26 @@ pub fn kind(question: &Step) -> StepResult {
 
 impl Host {
     pub fn new(settings: PostgresSettings, answer: fn(&Step) -> StepResult) -> Self {
-        let mut host = Host {
+        let mut host = Self::with(settings, answer);
+        let steps = host.plugin.on_open();
+        host.carry_out(steps, None);
+        host
+    }
+
+    /// A task, with `root` as the administrator.
+    pub fn task(task: Task, answer: fn(&Step) -> StepResult) -> Self {
+        let mut host = Self::with(PostgresSettings::default(), answer);
+        let admin = Administrator {
+            user: "root".into(),
+            database: "postgres".into(),
+        };
+        let steps = host.plugin.on_task(admin, task);
+        host.carry_out(steps, None);
+        host
+    }
+
+    fn with(settings: PostgresSettings, answer: fn(&Step) -> StepResult) -> Self {
+        Host {
             plugin: Postgres::new(settings),
             answer,
             kept: Default::default(),
@@ -57,10 +77,7 @@ impl Host {
             events: vec![],
             questions: vec![],
             closed: None,
-        };
-        let steps = host.plugin.on_open();
-        host.carry_out(steps, None);
-        host
+        }
     }
 
     /// A session that has begun; what both sides got until then is dropped.

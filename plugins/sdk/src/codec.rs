@@ -1,5 +1,6 @@
 //! World `codec`: the bytes of one connection. Read `wit/codec.wit` for what each step does and the three rules.
 
+use crate::accounts::{self, Administrator, Task};
 use crate::manifest::{Manifest, impl_manifest};
 use crate::{Settings, Side};
 use std::cell::RefCell;
@@ -21,6 +22,11 @@ pub trait Codec: Sized + 'static {
     /// It is there.
     fn on_open(&mut self) -> Vec<Step> {
         Vec::new()
+    }
+    /// In the place of [`Codec::on_open`], where there is no connection but a task (see [`crate::accounts`]).
+    fn on_task(&mut self, admin: Administrator, task: Task) -> Vec<Step> {
+        let _ = (admin, task);
+        vec![Step::Close(Some("this plugin makes no accounts".into()))]
     }
     /// All bytes of this side that are not consumed yet.
     fn on_input(&mut self, side: Side, data: &[u8]) -> Vec<Step>;
@@ -64,7 +70,11 @@ impl<T: Codec> generated::GuestMachine for Machine<T> {
         }
     }
     fn on_open(&self) -> Vec<Step> {
-        self.0.borrow_mut().on_open()
+        let mut codec = self.0.borrow_mut();
+        match accounts::begun() {
+            Some((admin, task)) => codec.on_task(admin, task),
+            None => codec.on_open(),
+        }
     }
     fn on_input(&self, s: Side, data: Vec<u8>) -> Vec<Step> {
         self.0.borrow_mut().on_input(s, &data)

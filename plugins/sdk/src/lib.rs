@@ -9,6 +9,7 @@
 //! A plugin is a pure state machine: everything it knows comes in through the trait's methods, everything it wants goes out
 //! as their result. So it is tested natively, by calling these methods (`cargo test`), and `wit/` explains every item.
 
+pub mod accounts;
 pub mod codec;
 pub mod event;
 pub mod glob;

@@ -1,11 +1,14 @@
 //! What the relay may ask of this host, for one user's session.
 
+use super::accounts::{Accounts, Admission};
 use super::cancel::{self, Cancels, Held, Target};
 use super::events::Recorder;
-use super::login::{self, Exchange};
+use super::login;
+use super::made::Made;
 use super::upstream::{self, Asked};
 use crate::decide::{Decider, Offered};
 use crate::dial::dial;
+use postern_access::Automatic;
 use postern_audit::{Emitter, Event, names};
 use postern_identity::tls::TlsIdentity;
 use postern_identity::{TrustBundle, UserIdentity};
@@ -44,19 +47,14 @@ pub struct SessionHost {
     pub rejected: OnceLock<()>,
     pub made: tokio::sync::Mutex<Made>,
     pub cancel: Mutex<Cancel>,
+    /// Where accounts are made for users.
+    pub accounts: Option<Arc<Accounts>>,
+    /// The account that is made for this session, and that it is.
+    pub automatic: Mutex<Option<Automatic>>,
+    pub admission: Mutex<Option<Admission>>,
     pub since: Instant,
     /// What stands in all of its events.
     pub about: OnceLock<[(&'static str, serde_json::Value); 6]>,
-}
-
-/// What is known of the connection made last.
-#[derive(Default)]
-pub struct Made {
-    login: Exchange,
-    /// Of the server's certificate, for channel binding.
-    end_point: Option<Vec<u8>>,
-    /// Its server was verified in full.
-    pub verified: bool,
 }
 
 /// This session's own key, and the session that it may cancel.
@@ -112,8 +110,10 @@ impl SessionHost {
         loop {
             let asked = allowed.borrow_and_update().clone().unwrap_or_default();
             let asked = pairs(&asked);
+            let made = lock(&self.automatic).clone();
+            let (user, resource) = (&self.user, &self.resource);
             tokio::select! {
-                why = self.decider.until_refused(&self.user, &self.resource, &asked) => return why,
+                why = self.decider.until_refused(user, resource, &asked, made.as_ref()) => return why,
                 // The sender is ours: it lives as long as we do.
                 _ = allowed.changed() => {}
             }
@@ -169,16 +169,8 @@ impl SessionHost {
         self.asked.borrow().clone().unwrap_or_default()
     }
 
-    /// May the plugin be this account at the server? At the endpoint Admin the administrator alone, else who was authorized.
-    fn check_account(&self, endpoint: Endpoint, account: &str) -> Result<(), String> {
-        if endpoint == Endpoint::Admin {
-            return match &self.resource.admin {
-                Some(admin) if admin.user == account => Ok(()),
-                _ => Err(format!(
-                    "{account:?} is not the administrator of this resource"
-                )),
-            };
-        }
+    /// May the plugin be this account at the server?
+    fn check_account(&self, account: &str) -> Result<(), String> {
         let authorized = self.principals();
         if authorized
             .iter()
@@ -208,6 +200,34 @@ impl SessionHost {
         all
     }
 
+    /// The account that is to be made for the session, where its roles say so, and can be.
+    fn automatic(&self, asked: &[(String, String)]) -> Result<Option<Automatic>, String> {
+        let (user, resource) = (&self.user, &self.resource);
+        let wanted = self.decider.automatic(user, resource, &pairs(asked));
+        match wanted {
+            Some(_) if self.accounts.is_some() => Ok(wanted),
+            // It may have been made by hand, as any other.
+            Some(wanted) if wanted.named => Ok(None),
+            Some(_) => Err(format!(
+                "your roles want account {:?} to be made at {:?}, which is not set up there: its operator gives the resource an `admin`, and logins by certificate",
+                user.name, resource.id.name
+            )),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes the account ready that the session is going to be.
+    async fn admit(&self) -> Result<(), String> {
+        let wanted = lock(&self.automatic).clone();
+        let (Some(wanted), Some(accounts)) = (wanted, &self.accounts) else {
+            return Ok(());
+        };
+        let facts = self.about(Event::new(names::SESSION_START)).fields;
+        let admission = accounts.admit(&self.user.name, &wanted, facts).await?;
+        *lock(&self.admission) = Some(admission);
+        Ok(())
+    }
+
     /// What the server is shown: nothing where this host logs in with passwords, and to the administrator's endpoint.
     async fn identity(&self, endpoint: Endpoint) -> Result<Option<TlsIdentity>, String> {
         let by_certificate = self.resource.auth == postern_config::UpstreamAuth::Certificate;
@@ -231,12 +251,7 @@ impl SessionHost {
     }
 
     fn address(&self) -> Result<&str, String> {
-        self.resource.address.as_deref().ok_or_else(|| {
-            format!(
-                "resource {:?} has no address; set it in [[services.{}.resources]]",
-                self.resource.id.name, self.decider.service
-            )
-        })
+        self.resource.address(&self.decider.service)
     }
 }
 
@@ -257,6 +272,7 @@ impl CodecHost for SessionHost {
             .decider
             .check(&self.user, &self.resource, &pairs(&all))
             .inspect_err(|why| self.reject(why))?;
+        let automatic = self.automatic(&all).inspect_err(|why| self.reject(why))?;
         let first = self.asked.borrow().is_none();
         let name = if first {
             names::SESSION_START
@@ -267,6 +283,11 @@ impl CodecHost for SessionHost {
         for (principal, value) in asked {
             event = event.with(principal, value);
         }
+        if let Some(wanted) = &automatic {
+            event = event
+                .with("create_db_user", wanted.afterwards)
+                .with("db_roles", &wanted.roles);
+        }
         // Nothing is dialled for a session that could not be recorded.
         self.audit.emit(event).await.map_err(|e| {
             tracing::error!("{e}");
@@ -276,6 +297,7 @@ impl CodecHost for SessionHost {
             .decider
             .recorded(&self.user, &self.resource, &pairs(&all));
         self.recorder.allowed(how);
+        *lock(&self.automatic) = automatic;
         self.asked.send_replace(Some(all));
         Ok(())
     }
@@ -289,13 +311,12 @@ impl CodecHost for SessionHost {
         if self.asked.borrow().is_none() {
             return Err("the plugin asked to connect before it asked for authorization".into());
         }
-        if endpoint == Endpoint::Admin && self.resource.admin.is_none() {
-            return Err(format!(
-                "resource {:?} has no administrator; its operator sets `admin` of it",
-                self.resource.id.name
-            ));
+        if endpoint == Endpoint::Admin {
+            return Err("a session has nothing to do with the administrator".into());
         }
-        dial(self.address()?).await
+        let address = self.address()?;
+        self.admit().await?;
+        dial(address).await
     }
 
     fn needs_tls(&self, endpoint: Endpoint) -> bool {
@@ -311,39 +332,29 @@ impl CodecHost for SessionHost {
             return cancel::secure_for(&target, stream).await;
         }
         let id = self.identity(endpoint).await?;
-        let tls = self.resource.tls.clone().unwrap_or_default();
-        let address = self.address()?;
-        let (secured, end_point) =
-            upstream::secure(stream, &tls, address, &self.trust, id.as_ref()).await?;
         let mut made = self.made.lock().await;
-        made.end_point = end_point;
-        made.verified = secured.verified;
-        Ok(secured)
-    }
-
-    async fn answer(&self, endpoint: Endpoint, challenge: Challenge) -> Result<Vec<u8>, String> {
-        self.check_account(endpoint, &challenge.account)?;
-        let secret = || self.secret_of(endpoint, &challenge.account);
-        let mut made = self.made.lock().await;
-        let known = made.verified || self.is_local();
-        let end_point = made.end_point.clone();
-        made.login
-            .answer(&challenge, end_point, known, secret)
+        made.start_tls(&self.resource, &self.trust, id.as_ref(), stream)
             .await
     }
 
-    async fn secret(
-        &self,
-        endpoint: Endpoint,
-        account: String,
-    ) -> Result<Zeroizing<Vec<u8>>, String> {
-        self.check_account(endpoint, &account)?;
-        self.made.lock().await.login.cleartext()?;
-        let secret = self.secret_of(endpoint, &account)?;
+    async fn answer(&self, _: Endpoint, challenge: Challenge) -> Result<Vec<u8>, String> {
+        self.check_account(&challenge.account)?;
+        let secret = || login::secret(&self.resource.auth, None, &challenge.account);
+        let mut made = self.made.lock().await;
+        made.answer(&self.resource, &challenge, secret).await
+    }
+
+    async fn secret(&self, _: Endpoint, account: String) -> Result<Zeroizing<Vec<u8>>, String> {
+        self.check_account(&account)?;
+        self.made.lock().await.cleartext()?;
+        let secret = login::secret(&self.resource.auth, None, &account)?;
         Ok(Zeroizing::new(secret.expose().as_bytes().to_vec()))
     }
 
     fn offer_cancel(&self, key: Vec<u8>, room: usize) -> Result<Vec<u8>, String> {
+        if let Some(admission) = lock(&self.admission).as_mut() {
+            admission.settled(key.clone());
+        }
         let target = Target {
             upstream_key: key,
             resource: self.resource.clone(),
@@ -374,22 +385,6 @@ impl SessionHost {
     fn to_cancel(&self) -> Result<Arc<Target>, String> {
         let found = lock(&self.cancel).found.clone();
         found.ok_or_else(|| "there is no session to cancel".to_owned())
-    }
-
-    /// Between this host's programs alone.
-    fn is_local(&self) -> bool {
-        let address = self.resource.address.as_deref();
-        address.is_some_and(|a| a.starts_with("unix:"))
-    }
-
-    fn secret_of(
-        &self,
-        endpoint: Endpoint,
-        account: &str,
-    ) -> Result<postern_config::Secret, String> {
-        let admin = self.resource.admin.as_ref();
-        let admin = admin.filter(|_| endpoint == Endpoint::Admin);
-        login::secret(&self.resource.auth, admin, account)
     }
 }
 

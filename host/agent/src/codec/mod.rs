@@ -2,18 +2,23 @@
 //! before anything is dialled (D5).
 //!
 //! - `host`: what the relay may ask, for one session;
+//! - `made`: the connection to the server;
 //! - `upstream`: TLS towards the server, and the certificate for it;
 //! - `login`: challenges and secrets;
+//! - `accounts`: accounts that are made at the server for users;
 //! - `cancel`: cancel keys, and connections that show one;
 //! - `events`: how what a plugin says gets on record.
 
+pub mod accounts;
 pub mod cancel;
 mod events;
 mod host;
 mod login;
+mod made;
 mod upstream;
 
 use crate::session::{Arrival, HANDSHAKE, Served, Slots};
+use accounts::Accounts;
 use cancel::Cancels;
 use events::Recorder;
 use host::SessionHost;
@@ -22,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::task::TaskTracker;
 
 /// Protocol names that clients of a kind may ask for in TLS (PostgreSQL's do where TLS comes first).
 const ALPN: [(&str, &[&[u8]]); 1] = [("postgres", &[b"postgresql"])];
@@ -29,11 +35,12 @@ const ALPN: [(&str, &[&[u8]]); 1] = [("postgres", &[b"postgresql"])];
 /// How long a user may take from TLS to what the session is authorized for (as long as PostgreSQL's authentication_timeout).
 const START: Duration = Duration::from_secs(60);
 
-/// Serves one connection from its ClientHello to its end.
+/// Serves one connection from its ClientHello to its end. What remains to be done behind it is done on `tracker`.
 pub async fn serve(
     served: &Arc<Served>,
     arrival: Arrival,
     cancels: Arc<Cancels>,
+    tracker: &TaskTracker,
     slots: Slots,
     handshake: Option<OwnedSemaphorePermit>,
 ) -> Result<(), String> {
@@ -76,6 +83,9 @@ pub async fn serve(
             .peer_certificates()
             .unwrap_or_default()
             .to_vec(),
+        accounts: Accounts::of(served, &resource, &trust, tracker),
+        automatic: Default::default(),
+        admission: Default::default(),
         resource,
         trust: Arc::new(trust.only(CaKind::DbServer)),
         auth: served.auth.clone(),

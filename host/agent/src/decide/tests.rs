@@ -95,7 +95,7 @@ async fn a_lock_refuses_and_ends_what_runs() {
         let waiting = tokio::spawn({
             let d = d.clone();
             async move {
-                d.until_refused(&alice(), &web(), &[("logins", "ubuntu")])
+                d.until_refused(&alice(), &web(), &[("logins", "ubuntu")], None)
                     .await
             }
         });
@@ -121,7 +121,7 @@ async fn a_role_that_is_taken_away_ends_what_runs_under_it() {
     let waiting = tokio::spawn({
         let d = d.clone();
         async move {
-            d.until_refused(&alice(), &web(), &[("logins", "ubuntu")])
+            d.until_refused(&alice(), &web(), &[("logins", "ubuntu")], None)
                 .await
         }
     });

@@ -41,6 +41,8 @@ pub enum Desired {
     HandedOver(Arc<Spec>),
     /// The process ends: sessions drain, everything else stays for the next start.
     Stop,
+    /// It can't wait for them any longer.
+    Cut,
 }
 
 /// What others see of the service.
@@ -95,7 +97,7 @@ pub async fn run(
                     leave::returned(&actor.home);
                 }
             }
-            Desired::Stop => {
+            Desired::Stop | Desired::Cut => {
                 // What the last sessions ended with shall not wait on disk for the next start.
                 let _ = tokio::time::timeout(LAST_EVENTS, actor.home.audit.drained()).await;
                 return Ok(());
@@ -176,7 +178,7 @@ impl Actor<'_> {
                             parts.front.iter().for_each(Front::stay);
                             parts.next = None;
                         }
-                        Desired::Gone(_) | Desired::Stop => break,
+                        Desired::Gone(_) | Desired::Stop | Desired::Cut => break,
                     }
                 }
                 _ = held.changed() => self.renewed(&mut parts)?,

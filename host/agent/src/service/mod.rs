@@ -31,6 +31,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+/// For what is left to be done behind sessions that were ended.
+const CUT: Duration = Duration::from_secs(5);
 /// Notes that wait to be written; more are lost, and said to be.
 const NOTES: usize = 64;
 
@@ -121,7 +123,7 @@ impl Service {
         let rejected = self.status.borrow().rolled_back.clone().map(|r| r.sha256);
         let wanted = match &*self.desired.borrow() {
             Desired::Run(spec) | Desired::HandedOver(spec) => Some(spec.clone()),
-            Desired::Gone(_) | Desired::Stop => None,
+            Desired::Gone(_) | Desired::Stop | Desired::Cut => None,
         };
         let back = wanted
             .as_ref()
@@ -150,12 +152,18 @@ impl Service {
             return;
         }
         if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
-            let status = self.status.borrow();
-            tracing::warn!(
-                service = status.name,
-                "{} sessions were still open after {timeout:?} and are ended",
-                status.sessions
-            );
+            {
+                let status = self.status.borrow();
+                tracing::warn!(
+                    service = status.name,
+                    "{} sessions were still open after {timeout:?} and are ended",
+                    status.sessions
+                );
+            }
+            // What they have left at servers is still to be taken back.
+            if self.desired.send(Desired::Cut).is_ok() {
+                let _ = tokio::time::timeout(CUT, &mut self.task).await;
+            }
         }
     }
 }

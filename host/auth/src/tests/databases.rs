@@ -96,6 +96,31 @@ async fn a_session_gets_a_certificate_of_its_account_for_five_minutes() {
 }
 
 #[tokio::test]
+async fn an_account_of_ones_own_is_signed_where_a_role_makes_it() {
+    let s = setup().await;
+    let own = |name: &str| {
+        let mut request = s.request();
+        request.account = name.into();
+        request.principals[0].value = name.into();
+        request
+    };
+    assert_refused(
+        &s.sign(own("alice")).await.unwrap_err(),
+        reasons::ACCESS_DENIED,
+        "alice",
+    );
+    let role = r#"{"name":"access","allow":{"postgres":{"labels":{"env":["prod"]},"db_names":["orders"]}},"options":{"create_db_user":"keep"}}"#;
+    let put = PutRoleRequest {
+        role_json: role.into(),
+        replace: true,
+    };
+    s.lab.admin().put_role(put).await.unwrap();
+    s.sign(own("alice")).await.unwrap();
+    let bob = s.sign(own("bob")).await;
+    assert_refused(&bob.unwrap_err(), reasons::ACCESS_DENIED, "bob");
+}
+
+#[tokio::test]
 async fn what_the_session_could_not_have_is_not_signed() {
     let s = setup().await;
     let with = |change: &dyn Fn(&mut SignDbClientRequest)| {

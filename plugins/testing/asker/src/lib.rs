@@ -1,7 +1,11 @@
-//! For the host's tests: a codec that asks what its settings list, one after the other, and tells its client each answer.
+//! For the host's tests: a codec that asks what its settings list, one after the other, and tells its client each answer. With
+//! a task it does the same, and tells first what the task is.
 
+use postern_sdk::accounts::{Administrator, Task};
 use postern_sdk::codec::{Challenge, Codec, SecretMessage, Step, StepResult, TemplatePart};
-use postern_sdk::{AuditEvent, Endpoint, Manifest, Settings, Side, Wants, export_codec};
+use postern_sdk::{
+    AuditEvent, Endpoint, Manifest, Settings, Side, Wants, export_accounts, export_codec,
+};
 use serde::Deserialize;
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -100,6 +104,14 @@ impl Codec for Asker {
         self.next()
     }
 
+    fn on_task(&mut self, admin: Administrator, task: Task) -> Vec<Step> {
+        let Administrator { user, database } = admin;
+        let told = format!("{user} at {database}: {task:?}\n");
+        let mut steps = vec![Step::ToClient(told.into_bytes())];
+        steps.extend(self.next());
+        steps
+    }
+
     fn on_input(&mut self, side: Side, data: &[u8]) -> Vec<Step> {
         if side == Side::Upstream && std::mem::take(&mut self.waits) {
             return vec![Step::Skip(1), Step::StartTls(Side::Upstream)];
@@ -130,3 +142,4 @@ impl Codec for Asker {
 }
 
 export_codec!(Asker);
+export_accounts!();

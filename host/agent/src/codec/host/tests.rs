@@ -67,6 +67,7 @@ fn setup() -> Setup {
             admin: Some(UpstreamAdmin {
                 user: "root".into(),
                 password: path(),
+                database: "postgres".into(),
             }),
         },
         trust: Arc::new(trust),
@@ -77,6 +78,9 @@ fn setup() -> Setup {
         asked: watch::Sender::new(None),
         rejected: OnceLock::new(),
         made: Default::default(),
+        accounts: None,
+        automatic: Default::default(),
+        admission: Default::default(),
         cancel: Default::default(),
         since: Instant::now(),
         about: OnceLock::new(),
@@ -145,10 +149,67 @@ async fn the_administrator_is_nobody_and_nobody_is_the_administrator() {
         .authorize(&asked(&[("db_users", "app")]))
         .await
         .unwrap();
-    let why = s.host.answer(Endpoint::Admin, salt("app")).await;
-    assert!(why.unwrap_err().contains("not the administrator"));
-    assert!(s.host.answer(Endpoint::Admin, salt("root")).await.is_ok());
-    assert!(s.host.answer(Endpoint::Main, salt("root")).await.is_err());
+    for endpoint in [Endpoint::Main, Endpoint::Admin] {
+        assert!(s.host.answer(endpoint, salt("root")).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_account_of_ones_own_is_none_where_it_can_not_be_made() {
+    for (principals, reasons) in [
+        (r#""db_names":["*"]"#, Some("gives the resource an `admin`")),
+        (r#""db_names":["*"],"db_users":["*"]"#, None),
+    ] {
+        let mut s = setup();
+        let mut snapshot = snapshot(principals);
+        let options = &mut snapshot.roles.get_mut("dba").unwrap().options;
+        options.create_db_user = Some(postern_access::AfterSession::Drop);
+        s.roles.send_replace(Arc::new(snapshot));
+        let own = s.host.authorize(&asked(&[("db_users", "alice")])).await;
+        let event = s.events.recv().await.unwrap();
+        match reasons {
+            Some(why) => {
+                assert!(own.unwrap_err().contains(why));
+                assert_eq!(event.event, "session.rejected");
+            }
+            // As any other account that the roles allow.
+            None => {
+                own.unwrap();
+                assert_eq!(event.event, "session.start");
+                assert!(!event.fields.contains_key("create_db_user"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn losing_what_the_account_was_given_ends_the_session() {
+    let s = setup();
+    let with = |roles: &str| {
+        let principals = format!(r#""db_users":["alice"],"db_roles":[{roles}]"#);
+        let mut snapshot = snapshot(&principals);
+        let options = &mut snapshot.roles.get_mut("dba").unwrap().options;
+        options.create_db_user = Some(postern_access::AfterSession::Drop);
+        Arc::new(snapshot)
+    };
+    s.roles.send_replace(with(r#""reader","writer""#));
+    s.host
+        .authorize(&asked(&[("db_users", "alice")]))
+        .await
+        .unwrap();
+    let pairs = asked(&[("db_users", "alice")]);
+    let user = &s.host.user;
+    let made = s
+        .host
+        .decider
+        .automatic(user, &s.host.resource, &super::pairs(&pairs));
+    *lock(&s.host.automatic) = made;
+    let more = tokio::time::timeout(Duration::from_millis(50), s.host.until_refused());
+    s.roles.send_replace(with(r#""reader","writer","owner""#));
+    assert!(more.await.is_err(), "it has more for the next session");
+    s.roles.send_replace(with(r#""writer""#));
+    let why = s.host.until_refused().await;
+    assert!(why.contains(r#"db role "reader""#), "{why}");
 }
 
 #[tokio::test]
@@ -240,10 +301,8 @@ async fn nothing_is_dialled_that_was_not_set_up() {
         .unwrap();
     let why = refused(s.host.connect(Endpoint::Main).await);
     assert!(why.contains("has no address"), "{why}");
-    let mut s = s;
-    s.host.resource.admin = None;
     let why = refused(s.host.connect(Endpoint::Admin).await);
-    assert!(why.contains("has no administrator"), "{why}");
+    assert!(why.contains("nothing to do with"), "{why}");
 }
 
 #[tokio::test]

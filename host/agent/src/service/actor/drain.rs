@@ -36,8 +36,12 @@ impl Actor<'_> {
                 () = sessions.none_open() => break,
                 changed = desired.changed() => {
                     // Put back in time: the caller sees it, and the sessions go on under it.
-                    if changed.is_err() || matches!(*desired.borrow_and_update(), Desired::Run(_)) {
+                    let now = desired.borrow_and_update().clone();
+                    if changed.is_err() || matches!(now, Desired::Run(_)) {
                         return;
+                    }
+                    if matches!(now, Desired::Cut) {
+                        sessions.cut();
                     }
                 }
                 Some(event) = self.notes.recv() => self.home.audit.emit_later(event),
