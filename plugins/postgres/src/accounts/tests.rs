@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::testing::{Host, auth, kind};
+use postern_sdk::accounts::Account;
 use postern_sdk::codec::StepResult;
 use postern_sdk::{Endpoint, Side};
 
