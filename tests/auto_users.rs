@@ -38,17 +38,11 @@ fn role(name: &str, db: &str, db_roles: &[&str], after: &str) -> Value {
 fn setup(dev: &Value) -> Result<Setup> {
     let lab = Lab::new()?;
     let cluster = Cluster::start(&lab)?;
-    let certs = lab.join("db-certs");
-    let out = certs.display().to_string();
-    cluster.admin(&["db", "certs", "sign", "--host", "127.0.0.1", "--out", &out])?;
+    let certs = cluster.db_certs()?;
     let server = Postgres::start(
         &lab,
         &PostgresSpec {
-            tls: Some(PostgresTls {
-                key: certs.join("server.key"),
-                certificate: certs.join("server.crt"),
-                client_ca: Some(certs.join("ca.crt")),
-            }),
+            tls: Some(PostgresTls::signed(&certs)),
             hba: vec![
                 "hostssl postgres postern 127.0.0.1/32 scram-sha-256".into(),
                 "hostssl all all 127.0.0.1/32 cert".into(),

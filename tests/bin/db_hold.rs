@@ -3,7 +3,6 @@
 //! `db_hold HOME RESOURCE ACCOUNT DATABASE COUNT` takes the profile of a logged-in user (POSTERN_HOME) and connects without a
 //! helper (`direct = true`). When all are open it says `held`; a line on stdin later it asks one query on each, one after
 //! another, and prints `{"opened":…,"failed":…,"p50_ms":…,"p99_ms":…,"max_ms":…}`. It ends with its stdin.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::{Context, Result, bail};
 use postern_identity::{CaKind, TrustBundle, tls};

@@ -160,6 +160,14 @@ impl Cluster {
         serde_json::from_str(&out).with_context(|| format!("not JSON: {out}"))
     }
 
+    /// A directory with certificates of a database server on `127.0.0.1`: `server.key`, `server.crt`, `ca.crt`.
+    pub fn db_certs(&self) -> Result<PathBuf> {
+        let certs = self.lab.join("db-certs");
+        let out = certs.display().to_string();
+        self.admin(&["db", "certs", "sign", "--host", "127.0.0.1", "--out", &out])?;
+        Ok(certs)
+    }
+
     /// A join token for these kinds.
     pub fn token(&self, kinds: &str) -> Result<String> {
         self.token_with(&["--kinds", kinds])

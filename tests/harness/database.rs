@@ -117,9 +117,7 @@ impl DatabaseSpec {
     pub fn start(self) -> Result<Database> {
         let lab = Lab::new()?;
         let cluster = Cluster::start(&lab)?;
-        let certs = lab.join("db-certs");
-        let out = certs.display().to_string();
-        cluster.admin(&["db", "certs", "sign", "--host", "127.0.0.1", "--out", &out])?;
+        let certs = cluster.db_certs()?;
         let mut servers = Vec::new();
         for name in &self.names {
             servers.push(self.server_of(&lab, &certs, name)?);
@@ -175,11 +173,7 @@ impl DatabaseSpec {
         hba.extend(self.hba.iter().cloned());
         let spec = PostgresSpec {
             name: name.into(),
-            tls: Some(PostgresTls {
-                key: certs.join("server.key"),
-                certificate: certs.join("server.crt"),
-                client_ca: Some(certs.join("ca.crt")),
-            }),
+            tls: Some(PostgresTls::signed(certs)),
             hba,
             settings,
         };

@@ -33,6 +33,17 @@ pub struct PostgresTls {
     pub client_ca: Option<PathBuf>,
 }
 
+impl PostgresTls {
+    /// What `postern db certs sign` has written there, agents' certificates among what the server takes.
+    pub fn signed(certs: &Path) -> Self {
+        PostgresTls {
+            key: certs.join("server.key"),
+            certificate: certs.join("server.crt"),
+            client_ca: Some(certs.join("ca.crt")),
+        }
+    }
+}
+
 /// A running server; stopped when dropped.
 pub struct Postgres {
     dir: PathBuf,

@@ -61,9 +61,7 @@ impl World {
     pub fn start(report: &Report) -> Result<World> {
         let lab = Lab::quiet()?;
         let cluster = Cluster::start(&lab)?;
-        let certs = lab.join("db-certs");
-        let out = certs.display().to_string();
-        cluster.admin(&["db", "certs", "sign", "--host", "127.0.0.1", "--out", &out])?;
+        let certs = cluster.db_certs()?;
         let server = server(&lab, &certs)?;
         let password = lab.file("app.password", PASSWORD)?;
         let resource = |name: &str, auth: &str| {
@@ -181,11 +179,7 @@ fn server(lab: &Arc<Lab>, certs: &Path) -> Result<Postgres> {
     let server = Postgres::start(
         lab,
         &PostgresSpec {
-            tls: Some(PostgresTls {
-                key: certs.join("server.key"),
-                certificate: certs.join("server.crt"),
-                client_ca: Some(certs.join("ca.crt")),
-            }),
+            tls: Some(PostgresTls::signed(certs)),
             hba: vec![
                 format!("hostssl all {BY_CERTIFICATE} 127.0.0.1/32 cert"),
                 "host all all 127.0.0.1/32 scram-sha-256".into(),
